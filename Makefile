@@ -1,0 +1,65 @@
+# `make` lists the verbs. All of them set up .venv first where that is needed; pip's own settings (pip.conf, PIP_*) apply.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/installed
+# The interpreter that .venv is made with; without it, the first fitting one of CANDIDATES.
+PYTHON ?=
+CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python python3.12 python3.11 python3.13)
+# Further arguments of demo and test, e.g. `make test ARGS="-k shards"`.
+ARGS ?=
+
+FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-model check format test wheel clean clean-all
+
+help: ## List the verbs
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY) ## Create .venv with the pinned dependencies (PYTHON=... chooses the interpreter)
+
+demo: $(READY) ## Cache, train, evaluate and open up features of the embedded language model
+	$(BIN)/python -m saepipe.demo $(ARGS)
+
+demo-model: $(READY) ## Train the embedded language model anew
+	$(BIN)/python -m saepipe.demo.train_model $(ARGS)
+
+test: $(READY) ## Run the tests (ARGS="-k shards" runs some)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## Lint, formatting, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+format: $(READY) ## Format the code and put right what the linter can
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+wheel: $(READY) ## Build the wheel into dist/
+	$(BIN)/python -m build --no-isolation --wheel
+
+clean: ## Remove caches and build outputs; stores, runs and .venv stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+clean-all: clean ## ... and .venv
+	rm -rf $(VENV)
+
+# The stamp is written last, so that an interrupted set-up goes on at the next call and a finished one is instant.
+$(READY): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -c '$(FITS)' >/dev/null 2>&1; then \
+	    for python in $(CANDIDATES); do \
+	        if $$python -c '$(FITS)' >/dev/null 2>&1; then \
+	            echo "creating $(VENV) with $$($$python -V) ($$python)"; \
+	            exec $$python -m venv --clear $(VENV); \
+	        fi; \
+	    done; \
+	    echo "no Python 3.11, 3.12 or 3.13 with venv and ensurepip among: $(CANDIDATES);" \
+	        "install one (on Debian and Ubuntu with its python3-venv), or name it: make setup PYTHON=/path/to/python" >&2; \
+	    exit 1; \
+	fi
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@

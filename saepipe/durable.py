@@ -1,0 +1,156 @@
+"""Files that are whole or absent, and JSON documents that carry their own hash.
+
+Everything that must survive SIGKILL, a full disk or a power cut is written here: to a temporary name in the same
+folder (so that the rename cannot cross file systems), fsynced, renamed, and the folder fsynced.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+from saepipe.errors import UserError
+
+_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{16}\.tmp$")
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+def temporary(path: Path) -> Path:
+    """Return a name beside `path` that no other process uses and that `remove_stale` recognises."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def remove_stale(folder: Path) -> int:
+    """Delete the temporary files that killed processes left anywhere below `folder`; call it under its lock.
+
+    Returns:
+        How many there were.
+    """
+    stale = [path for path in folder.rglob(".*.tmp") if _TEMPORARY.match(path.name) and path.is_file()]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return len(stale)
+
+
+def commit(file: BinaryIO, path: Path) -> None:
+    """Make the open temporary `file` durable, close it, and give it its final name."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+    Path(file.name).replace(path)
+    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder; there the rename alone has to do
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Args:
+        path: Final name; its folder is made where it does not exist.
+    """
+    hidden = temporary(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with hidden.open("xb") as file:
+            yield file
+            commit(file, path)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def write(path: Path, save: Callable[[BinaryIO], object]) -> None:
+    """Write a file through `save`, which is given the open file."""
+    with replacing(path) as file:
+        save(file)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8."""
+    write(path, lambda file: file.write(text.encode()))
+
+
+@contextmanager
+def disk_errors(key: str, folder: Path) -> Iterator[None]:
+    """Turn a full or forbidden disk into a `UserError` that names `key`, `folder` and the cure."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+            free_mb = shutil.disk_usage(existing).free / 1e6
+            raise UserError(
+                f"{key}={folder} has no space left on its disk ({free_mb:.1f} MB free); free some, then run the same "
+                f"command again to go on, or choose another {key}"
+            ) from error
+        if error.errno in _REFUSED:
+            raise UserError(
+                f"{key}={folder} cannot be written ({error.strerror}: {error.filename}); choose a folder of your own"
+            ) from error
+        raise
+
+
+def xxh3(path: Path) -> str:
+    """Return the xxh3 (64 bit, hexadecimal) of a file's bytes."""
+    state = xxhash.xxh3_64()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(1 << 22):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def seal(document: dict[str, Any]) -> str:
+    """Return the sha256 of a JSON document in its canonical form: sorted keys, no spaces, ASCII."""
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def write_sealed(path: Path, document: dict[str, Any]) -> str:
+    """Write a JSON document with its own hash under `sha256`.
+
+    Returns:
+        The hash.
+    """
+    digest = seal(document)
+    write_text(path, json.dumps({**document, "sha256": digest}, sort_keys=True, indent=1, allow_nan=False) + "\n")
+    return digest
+
+
+def read_sealed(path: Path, *, cure: str) -> dict[str, Any]:
+    """Read a document that `write_sealed` wrote, without its `sha256`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UserError: The file cannot be read, or its content does not match its hash; the sentence ends in `cure`.
+    """
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); check the disk and the file's permissions"
+        ) from None
+    try:
+        document: dict[str, Any] = json.loads(content)
+        digest = document.pop("sha256")
+        damaged = digest != seal(document)
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        damaged = True
+    if damaged:
+        raise UserError(f"{path} is damaged (its content does not match its own hash); {cure}")
+    return document

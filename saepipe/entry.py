@@ -1,0 +1,214 @@
+"""The door of every verb: a command line or a list of overrides in, a typed `RunConfig` or one clear sentence out.
+
+Hydra composes `conf/<verb>.yaml`; the result becomes dataclasses here, once. Ranges are checked by the dataclasses, so
+a wrong value is refused before any model, device or file is touched.
+"""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra import compose, initialize_config_dir
+from hydra import main as hydra_main
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from saepipe import durable
+from saepipe.config import RunConfig
+from saepipe.errors import UserError, unknown
+
+_PACKAGED = Path(__file__).parent / "conf"
+CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
+"""The YAML files: inside an installed package, or beside it in a checkout."""
+
+ConfigStore.instance().store(name="schema", node=RunConfig)
+
+
+def main(verb: str, function: Callable[[RunConfig], object]) -> None:
+    """Run a verb from the command line: `key=value` overrides in, exit code 0, or 2 with one sentence for user errors.
+
+    Args:
+        verb: Name of the root config in `conf/`.
+        function: The verb; called once per point of a sweep.
+    """
+    log_to_terminal()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and the exit code is ours
+
+    def task(composed: DictConfig) -> None:
+        try:
+            overrides = list(HydraConfig.get().overrides.task)
+            function(_typed(composed, overrides, point=_point(overrides)))
+        except UserError as error:  # raised past this frame, Hydra would add lines of its own
+            refuse(str(error))
+
+    try:
+        hydra_main(config_path=str(CONF), config_name=verb, version_base="1.3")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        refuse(_sentence(error))
+    except KeyboardInterrupt:
+        sys.stderr.write(f"saepipe {verb}: interrupted; the same command goes on from what is on disk\n")
+        sys.exit(130)
+
+
+def load_config(verb: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Compose a verb's configuration in Python, as the command line would.
+
+    Args:
+        verb: cache, train, evaluate or analyze.
+        overrides: What one would type behind the command, e.g. `["+experiment=demo", "sae.k=16"]`.
+
+    Raises:
+        UserError: A key, type or value is wrong; the message names it and the cure.
+    """
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3", job_name=verb):
+            return _typed(compose(verb, list(overrides)), overrides, point=None)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_sentence(error)) from None
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write a configuration as YAML that `read_config` reads back."""
+    durable.write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read a configuration that `save_config` wrote.
+
+    Raises:
+        UserError: The file is missing, or no longer fits this version's keys.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"run.dir={path.parent} holds no {path.name}; train a run there first (python -m saepipe.train)"
+        )
+    try:
+        saved = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path))
+        assert isinstance(saved, DictConfig)
+        return _typed(saved, saved.overrides, point=None)
+    except OmegaConfBaseException as error:
+        raise UserError(f"run.dir={path.parent}: {path.name} is not readable: {_sentence(error)}") from None
+
+
+def differences(mine: object, theirs: object, prefix: str = "") -> dict[str, tuple[object, object]]:
+    """Compare two configurations, key by key.
+
+    Returns:
+        Dotted key -> (mine, theirs), for the keys that differ.
+    """
+    if not (is_dataclass(mine) and is_dataclass(theirs) and type(mine) is type(theirs)):
+        return {} if mine == theirs else {prefix: (mine, theirs)}
+    found: dict[str, tuple[object, object]] = {}
+    for item in fields(mine):
+        key = f"{prefix}.{item.name}" if prefix else item.name
+        found |= differences(getattr(mine, item.name), getattr(theirs, item.name), key)
+    return found
+
+
+def _typed(composed: DictConfig, overrides: Iterable[str], point: str | None) -> RunConfig:
+    """Turn a composed config into dataclasses: the one place where a DictConfig ends."""
+    if foreign := _keys_of(composed) - set(_known_keys()):  # +group.key=value adds what no dataclass knows
+        raise unknown("key", min(foreign), _known_keys())
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, RunConfig)
+    config.overrides = list(overrides)
+    config.sae = _architecture_config(config.sae)
+    config.run.dir = config.run.dir or f"runs/{config.run.name}"
+    if point:
+        config.run.dir = f"{config.run.dir}/{point}"
+    return config
+
+
+def _architecture_config(values: Any) -> Any:
+    """Check the `sae` group against its architecture's own dataclass."""
+    from saepipe import saes  # imports torch: here, so that --help and a typo in a key do not wait for it
+
+    if not isinstance(values, dict) or "architecture" not in values:
+        raise UserError(
+            f"sae={values} is no architecture; choose one, e.g. sae=topk (of {', '.join(saes.registered())})"
+        )
+    schema = OmegaConf.structured(saes.architecture(values["architecture"]).config_class)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(schema, values))
+    except OmegaConfBaseException as error:
+        raise UserError(f"sae={values['architecture']}: {_sentence(error)}") from None
+
+
+def _point(overrides: Sequence[str]) -> str | None:
+    """Name the folder of one point of a sweep by its swept keys, `k=v,k=v` sorted; None outside a sweep."""
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
+        return None
+    swept = set((hydra.sweeper.get("params") or {}).keys())
+    arguments = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(arguments)
+    swept |= {override.key_or_group for override in parsed if override.is_sweep_override()}
+    chosen = sorted(text.lstrip("+") for text in overrides if text.lstrip("+").split("=")[0] in swept)
+    return ",".join(chosen).replace("/", "_") or None
+
+
+def _sentence(error: BaseException) -> str:
+    """Make one sentence of a composition error, with the close matches of a mistyped key or group."""
+    chain = [error]
+    while chain[-1].__cause__:
+        chain.append(chain[-1].__cause__)
+    text = "\n".join(str(link).strip() for link in chain)
+    if mistyped := re.search(r"Could not override '([^']+)'", text):
+        return str(unknown("key", mistyped[1], _known_keys(), "One architecture's keys are unknown to another's."))
+    if option := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
+        return str(unknown(option[1], option[2], _options(option[1])))
+    if unparsed := re.search(r"Error parsing override '([^']*)'", text):
+        return f"{unparsed.group(1)} is no override; write key=value, quoted where the shell would read it"
+    lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
+    key = re.search(r"full_key: (\S+)", text)
+    given = re.search(r"Error merging override (.*)", text)
+    where = given[1] if given else key[1] if key else "configuration"
+    cure = "; write a whole number such as 1_000_000" if "to Integer" in text else ""
+    return f"{where} does not fit: {lines[0] if lines else type(error).__name__}{cure}"
+
+
+def _known_keys() -> list[str]:
+    """List every key of the schema in dotted form, with those of every architecture."""
+    keys = _keys_of(OmegaConf.structured(RunConfig))
+    for path in (CONF / "sae").glob("*.yaml"):
+        keys |= {f"sae.{name}" for name in OmegaConf.load(path) if name != "defaults"}
+    return sorted(keys)
+
+
+def _keys_of(composed: DictConfig) -> set[str]:
+    """List the keys of a config in dotted form."""
+    groups = {str(group): composed[group] for group in composed}
+    nested = {f"{group}.{key}" for group, value in groups.items() if isinstance(value, DictConfig) for key in value}
+    return nested | {group for group, value in groups.items() if not isinstance(value, DictConfig)}
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def log_to_terminal() -> None:
+    """Send saepipe's messages to the terminal as plain lines; progress bars go to standard error."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("saepipe", "__main__"):  # a verb run by `python -m` is __main__
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def refuse(sentence: str) -> NoReturn:
+    """End the process the way every user error does: one sentence on standard error, exit code 2."""
+    sys.stdout.flush()
+    sys.stderr.write(f"saepipe: {sentence}\n")
+    sys.exit(2)

@@ -1,0 +1,48 @@
+"""The error that a user's input can raise, and the ways to word it."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """Something the user can put right: the message names the key, the value and the cure in one sentence.
+
+    The command line prints the message alone and exits with code 2; in Python it is a `ValueError`.
+    """
+
+
+def unknown(key: str, value: object, choices: Iterable[str], cure: str = "") -> UserError:
+    """Build the error for a name that is not among the known ones, with the close matches first.
+
+    Args:
+        key: Configuration key or argument that held the name.
+        value: The name that was given.
+        choices: The names that exist.
+        cure: What to do where none of the choices is meant.
+    """
+    names = list(choices)
+    close = difflib.get_close_matches(str(value), names, n=5, cutoff=0.5)
+    listed = ", ".join(close or names[:20]) + ("" if close or len(names) <= 20 else f", ... ({len(names)} in all)")
+    lead = "did you mean" if close else "choose from"
+    return UserError(f"{key}={value} is not known; {lead} {listed or '(nothing here)'}?{' ' + cure if cure else ''}")
+
+
+@contextmanager
+def explained_memory(stage: str, **lower: int | str) -> Iterator[None]:
+    """Turn running out of memory, on a GPU or the host, into a `UserError` that names the keys to lower.
+
+    Args:
+        stage: What ran out, for the message.
+        **lower: Key (with `__` for the dot) -> its value now, of which half is suggested; or the value to suggest.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+        if not (isinstance(error, MemoryError) or any(word in text for word in words)):
+            raise
+        values = {key: value if isinstance(value, str) else max(1, value // 2) for key, value in lower.items()}
+        tries = " or ".join(f"{key.replace('__', '.')}={value}" for key, value in values.items())
+        raise UserError(f"{stage} ran out of memory; try {tries}") from error

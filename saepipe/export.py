@@ -1,0 +1,151 @@
+"""SAE <-> folder, in the format that SAELens (6 and later) opens, which is also our own.
+
+- `cfg.json`: what the SAE is. Written last: a folder without it is incomplete.
+- `sae_weights.safetensors`: W_enc, b_enc, W_dec and b_dec, with every normalisation folded in.
+- `sparsity.safetensors`: log10 of how often each latent fired.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+import saepipe
+from saepipe import durable, saes
+from saepipe.errors import UserError, unknown
+from saepipe.saes.base import SAE
+
+CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
+# SAELens drops the metadata of what says an older version than 6, and takes the folder for one of its own old ones.
+# This is the version that the folder was checked against: it opens there, and encodes and decodes the same.
+SAE_LENS_VERSION = "6.54.0"
+
+
+def save(
+    sae: SAE, folder: str | Path, *, metadata: dict[str, Any], sparsity: Float[Tensor, " d_sae"] | None = None
+) -> None:
+    """Write an SAE that takes raw activations, whatever it was normalised by.
+
+    Args:
+        sae: The SAE; it stays as it is.
+        folder: Where to; an export that is there is replaced, and at no time do old and new parts open together.
+        metadata: What it was trained on, under SAELens's names (model_name, hook_name, context_size ...).
+        sparsity: Fraction of the tokens on which each latent fired.
+
+    Raises:
+        UserError: A weight is not finite.
+    """
+    folder = Path(folder)
+    values, weights = sae.folded()
+    dtype = sae.W_enc.dtype
+    weights = {name: value.to("cpu", dtype).contiguous() for name, value in weights.items()}
+    _check_finite(weights, "the SAE to export", "go back to a checkpoint from before it diverged")
+    config = {
+        **values,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": "cpu",
+        "metadata": {
+            **metadata,
+            "sae_lens_version": SAE_LENS_VERSION,
+            "sae_lens_training_version": None,  # else SAELens writes its own version here
+            "saepipe_version": saepipe.__version__,
+            "training_architecture": sae.cfg.architecture,
+            "training_architecture_details": dataclasses.asdict(sae.cfg),
+        },
+    }
+    text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    (folder / CONFIG).unlink(missing_ok=True)
+    durable.write(folder / WEIGHTS, lambda file: file.write(serialise(weights)))
+    (folder / SPARSITY).unlink(missing_ok=True)
+    if sparsity is not None:
+        logs = torch.log10(sparsity.detach().to("cpu", torch.float32) + 1e-10)  # SAELens's floor
+        durable.write(folder / SPARSITY, lambda file: file.write(serialise({"sparsity": logs})))
+    durable.write_text(folder / CONFIG, text)
+
+
+def load(folder: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> SAE:
+    """Open an exported SAE: ours, or one that SAELens wrote.
+
+    Args:
+        folder: Folder with `cfg.json` and `sae_weights.safetensors`.
+        device: Where to put it.
+        dtype: Type of the weights.
+
+    Returns:
+        The SAE; `cfg` says how it was trained where that is known, `metadata` on what.
+
+    Raises:
+        UserError: There is no such export, or something in it is missing, damaged or unknown.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is no exported SAE, it has no {name}; give the sae folder of a finished run")
+    config = _read_config(folder / CONFIG)
+    sae = _build(config, folder / CONFIG).to(dtype)  # before the weights come, so that float64 stays what it was
+    sae.load_state_dict(_read_weights(folder / WEIGHTS, sae) | {"norm_scale": torch.ones(())})
+    sae.metadata = config["metadata"]
+    return sae.to(device).requires_grad_(False)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is damaged, it holds no JSON object; export the SAE again")
+    config.setdefault("metadata", {})
+    for key, kind in {"architecture": str, "d_in": int, "d_sae": int, "metadata": dict}.items():
+        if not isinstance(config.get(key), kind) or (kind is int and config[key] < 1):
+            raise UserError(f"{path} has no valid {key} (found {config.get(key)}); export again, with SAELens >= 6")
+    for key in ("normalize_activations", "reshape_activations"):
+        if config.get(key, "none") != "none":
+            raise UserError(f"{path} says {key}={config[key]}, which is not in the weights; fold it and write none")
+    return config
+
+
+def _build(config: dict[str, Any], path: Path) -> SAE:
+    """Make the SAE that `config` describes: as it was trained where the metadata tells, overruled by what it is now."""
+    name = config["architecture"]
+    if name not in saes.registered():
+        raise unknown("architecture", name, saes.registered(), f"It is from {path}.")
+    sae_class = saes.architecture(name)
+    trained = config["metadata"].get("training_architecture_details")
+    values = (trained if isinstance(trained, dict) else {}) | config
+    known = {field.name for field in dataclasses.fields(sae_class.config_class)}
+    try:
+        cfg = sae_class.config_class(**{key: value for key, value in values.items() if key in known})
+        return sae_class(cfg, config["d_in"], config.get("d_out"))
+    except (TypeError, UserError) as error:
+        raise UserError(f"{path} does not describe a {name} SAE: {error}") from error
+
+
+def _read_weights(path: Path, sae: SAE) -> dict[str, Tensor]:
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); export the SAE again") from error
+    wanted = {name: tuple(value.shape) for name, value in sae.named_parameters()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in wanted | found:
+        if wanted.get(name) != found.get(name):
+            raise UserError(
+                f"{path} has {name} of shape {found.get(name, '(missing)')} where {CONFIG} beside it asks for "
+                f"{wanted.get(name, '(no such tensor)')}; export the SAE again"
+            )
+    _check_finite(weights, str(path), "export the SAE again")
+    return weights
+
+
+def _check_finite(weights: dict[str, Tensor], where: str, cure: str) -> None:
+    for name, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{name} of {where} holds NaN or infinity; {cure}")

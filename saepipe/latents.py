@@ -1,0 +1,215 @@
+"""What each latent does over a stream of contexts: how often it fires, how strongly, and where most of all.
+
+One pass, with a state whose size depends on the number of latents alone, not on how much is read. Special tokens and
+position 0 are left out of everything.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from saepipe.errors import UserError
+from saepipe.language_model import LanguageModel
+from saepipe.saes.base import SAE
+from saepipe.token_store import TokenStore, ordinary
+
+BEFORE, AFTER = 18, 7
+"""Tokens kept around the strongest one of a context: more before it, since that is all that the model saw there."""
+BINS = 32
+"""Bins of an activation histogram; a power of two, so that widening one merges whole bins and stays exact."""
+_CHUNK_ELEMENTS = 1 << 24
+"""Most activations of latents held at once (64 MiB), unless one context alone has more."""
+
+
+class Contexts:
+    """The contexts to read: held-out ones, and training ones where those are too few; evenly spread over each."""
+
+    def __init__(self, tokens: TokenStore, most_tokens: int) -> None:
+        """Choose them.
+
+        Args:
+            tokens: The token store.
+            most_tokens: Tokens to read at most (whole contexts; at least one).
+        """
+        self._seq = tokens.context_size
+        wanted = max(1, most_tokens // self._seq)
+        self._sides = []
+        for side in (tokens.heldout, tokens.train):
+            n = min(wanted, len(side))
+            self._sides.append((side, np.arange(n) * len(side) // max(n, 1)))
+            wanted -= n
+        (_, held_out), (_, train) = self._sides
+        self.held_out_tokens = len(held_out) * self._seq
+        """How many of the tokens are from held-out documents."""
+        self.training_tokens = len(train) * self._seq
+        """How many are from documents that were trained on."""
+
+    def __len__(self) -> int:
+        """Return their number."""
+        return sum(len(chosen) for _, chosen in self._sides)
+
+    def batches(self, size: int) -> Iterator[tuple[Int[Tensor, "context seq"], Bool[Tensor, "context seq"]]]:
+        """Read ids, and which tokens count, some contexts at a time, with a bar."""
+        total = len(self) * self._seq
+        with tqdm(desc="analyze", total=total, unit="tok", unit_scale=True, disable=None) as bar:
+            for side, chosen in self._sides:
+                for start in range(0, len(chosen), size):
+                    rows = chosen[start : start + size]
+                    ids = torch.from_numpy(side.ids[rows].astype(np.int64))
+                    counted = ordinary(np.asarray(side.special[rows]), np.arange(self._seq))
+                    yield ids, torch.from_numpy(counted)
+                    bar.update(ids.numel())
+
+    def ids(self, context: int) -> list[int]:
+        """Return the token ids of one context, by its number in the order of reading."""
+        (held_out, first), (train, others) = self._sides
+        if context < len(first):
+            return held_out.ids[first[context]].tolist()
+        return train.ids[others[context - len(first)]].tolist()
+
+
+class LatentActivity:
+    """Firing counts, activation histograms and the top contexts of every latent.
+
+    A context is listed once per latent, with its strongest position; of equal ones the earlier read is kept. So the
+    result does not depend on how the contexts are cut into updates.
+    """
+
+    def __init__(self, d_sae: int, *, contexts: int, device: torch.device | str = "cpu") -> None:
+        """Begin with nothing read.
+
+        Args:
+            d_sae: Number of latents.
+            contexts: Top contexts to keep per latent.
+            device: Where the activations will come from.
+        """
+        self.tokens = 0
+        """Tokens counted so far."""
+        self.values: Float[Tensor, "k d_sae"] = torch.zeros(contexts, d_sae, device=device)
+        """Strongest activation of each top context, falling; 0 where there are fewer contexts."""
+        self.contexts: Int[Tensor, "k d_sae"] = torch.full((contexts, d_sae), -1, device=device)
+        """Number of each top context."""
+        self.positions: Int[Tensor, "k d_sae"] = torch.zeros_like(self.contexts)
+        """Where in its context the strongest activation is."""
+        self.windows: Float[Tensor, "k d_sae window"] = torch.zeros(contexts, d_sae, BEFORE + 1 + AFTER, device=device)
+        """Activations from `BEFORE` tokens before that position to `AFTER` tokens after it; 0 outside the context."""
+        self.histogram: Int[Tensor, "d_sae bins"] = torch.zeros(d_sae, BINS, dtype=torch.int64, device=device)
+        """Positive activations, in equal bins from 0 to `histogram_top`."""
+        self._exponents = torch.full((d_sae,), -1000)  # base-2 logarithm of the histogram's top; here: not set
+        self._offsets = torch.arange(-BEFORE, AFTER + 1, device=device)
+
+    @property
+    def maxima(self) -> Float[Tensor, " d_sae"]:
+        """Strongest activation of each latent."""
+        return self.values[0]
+
+    @property
+    def fired(self) -> Int[Tensor, " d_sae"]:
+        """Tokens on which each latent was active."""
+        return self.histogram.sum(1)
+
+    @property
+    def histogram_top(self) -> Float[Tensor, " d_sae"]:
+        """Upper end of each latent's histogram: the least power of two above its maximum."""
+        return torch.exp2(self._exponents.double()).float()
+
+    def update(self, first: int, f: Float[Tensor, "context seq d_sae"], counted: Bool[Tensor, "context seq"]) -> None:
+        """Take the activations of further contexts.
+
+        Args:
+            first: Number of the first of them; they are numbered in order.
+            f: Activations of the latents; overwritten with 0 where they do not count.
+            counted: The tokens that count; activations elsewhere are ignored, whatever they are.
+        """
+        f[~counted] = 0
+        self.tokens += int(counted.sum())
+        k = len(self.values)
+        # A stable sort, with what came earlier first: equal values then keep their order of reading.
+        ranked = torch.cat([self.values, f.amax(dim=1)]).sort(dim=0, descending=True, stable=True)
+        latents = (ranked.indices[:k] >= k).any(0).nonzero().squeeze(1)
+        self._replace(first, f, ranked.indices[:k, latents], latents)
+        self.values = ranked.values[:k].clone()
+        self._count(f)
+
+    def _replace(self, first: int, f: Tensor, order: Tensor, latents: Tensor) -> None:
+        """Reorder the top contexts of some latents, where `order` points at old ones, then at those of `f`."""
+        k = len(self.values)
+        old, columns = order.clamp(max=k - 1), latents.expand_as(order)
+        self.contexts[:, latents] = self.contexts[old, columns]
+        self.positions[:, latents] = self.positions[old, columns]
+        self.windows[:, latents] = self.windows[old, columns]
+        ranks, chosen = (order >= k).nonzero(as_tuple=True)
+        context, latent = order[ranks, chosen] - k, latents[chosen]
+        position = f[context, :, latent].argmax(1)
+        self.contexts[ranks, latent] = first + context
+        self.positions[ranks, latent] = position
+        around = position[:, None] + self._offsets
+        inside = (around >= 0) & (around < f.shape[1])
+        seen = f[context[:, None], around.clamp(0, f.shape[1] - 1), latent[:, None]]
+        self.windows[ranks, latent] = seen * inside
+
+    def _count(self, f: Tensor) -> None:
+        """Add to the histograms, widened first where a latent was never as strong."""
+        exponents = torch.frexp(self.maxima.cpu()).exponent.long()  # maximum < 2 ** exponent
+        exponents = torch.where(self.maxima.cpu() > 0, exponents, self._exponents)
+        self._widen(exponents)
+        flat = f.reshape(-1)
+        active = (flat > 0).nonzero().squeeze(1)
+        latent = active % f.shape[-1]
+        bins_per_unit = (BINS / self.histogram_top).to(f.device)
+        bins = (flat[active] * bins_per_unit[latent]).long().clamp(max=BINS - 1)
+        self.histogram.view(-1).scatter_add_(0, latent * BINS + bins, torch.ones_like(latent))
+
+    def _widen(self, exponents: Int[Tensor, " d_sae"]) -> None:
+        """Merge bins until each histogram reaches up to 2 ** exponent."""
+        doublings = (exponents - self._exponents).clamp(max=BINS.bit_length() - 1).to(self.histogram.device)
+        for times in doublings[doublings > 0].unique().tolist():
+            latents = (doublings == times).nonzero().squeeze(1)
+            merged = self.histogram[latents].view(len(latents), BINS >> times, 1 << times).sum(2)
+            self.histogram[latents] = torch.nn.functional.pad(merged, (0, BINS - (BINS >> times)))
+        self._exponents = exponents
+
+    def spread(self, n: int) -> list[int]:
+        """Pick n of the latents that fired, evenly over their ranks by density, and return them in rising order."""
+        fired = self.fired
+        live = fired.nonzero().squeeze(1)
+        ranked = live[fired[live].argsort(stable=True)]
+        n = min(n, len(live))
+        middles = ((torch.arange(n, dtype=torch.float64) + 0.5) * len(live) / max(n, 1)).long()
+        return sorted(ranked[middles.to(ranked.device)].tolist())
+
+
+def observe(
+    model: LanguageModel, sae: SAE, contexts: Contexts, top_contexts: int, *, batch_prompts: int
+) -> LatentActivity:
+    """Run the model and the SAE over contexts and gather what the latents do.
+
+    Args:
+        model: The language model.
+        sae: The SAE, on the model's device.
+        contexts: What to read.
+        top_contexts: Contexts to keep per latent.
+        batch_prompts: Contexts per forward pass.
+    """
+    hook = sae.metadata["hook_name"]
+    activity = LatentActivity(sae.d_sae, contexts=min(top_contexts, len(contexts)), device=model.device)
+    read = 0
+    with torch.inference_mode():
+        for ids, counted in contexts.batches(batch_prompts):
+            x = model.capture(ids, [hook])[hook]
+            mask = counted.to(model.device)
+            if not x[mask].isfinite().all():
+                raise UserError(
+                    f"model.dtype={model.config.dtype} gives activations at {hook} that are not finite; the run's "
+                    "model or its files have changed since it was trained, so cache and train it anew"
+                )
+            step = max(1, _CHUNK_ELEMENTS // (ids.shape[1] * sae.d_sae))
+            for start in range(0, len(ids), step):
+                chunk = slice(start, start + step)
+                activity.update(read + start, sae.encode(x[chunk].float()), mask[chunk])
+            read += len(ids)
+    return activity

@@ -1,0 +1,120 @@
+"""Where metrics go: `metrics.csv` in the run's folder, always, and Weights & Biases or tensorboard on request."""
+
+import csv
+import hashlib
+import io
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from saepipe import durable
+from saepipe.config import RunConfig
+from saepipe.errors import UserError
+
+
+class CSVMetrics(Logger):
+    """One row of metrics per logged step, appended to a CSV file that survives a resume.
+
+    Lightning's own CSV logger forgets the earlier rows when a run resumes; this one keeps those up to the restored step
+    and drops the rest, since the resumed steps write them again.
+
+    Args:
+        path: The file.
+        start_step: Step that training starts from; rows beyond it are dropped.
+    """
+
+    def __init__(self, path: Path, start_step: int = 0) -> None:
+        super().__init__()
+        self._path = path
+        self._rows: list[dict[str, str]] = []
+        if start_step and path.is_file():
+            with path.open(newline="") as file:
+                self._rows = [row for row in csv.DictReader(file) if int(row["step"]) <= start_step]
+        self._columns = list(self._rows[0]) if self._rows else []
+        self._rewrite()
+
+    @property
+    def name(self) -> str:
+        """Lightning's name of this logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """There is one file per run, hence one version."""
+        return "0"
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml in the same folder holds the configuration."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append one row; a metric that was not there before adds a column."""
+        row = {"step": str(step), **{key: repr(float(value)) for key, value in metrics.items()}}
+        self._rows.append(row)
+        if set(row) - set(self._columns):
+            self._columns += [key for key in row if key not in self._columns]
+            self._rewrite()
+            return
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _rewrite(self) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        if self._columns:
+            writer.writeheader()
+        writer.writerows(self._rows)
+        durable.write_text(self._path, text.getvalue())
+
+
+def open_loggers(config: RunConfig, start_step: int) -> list[Logger]:
+    """Open the loggers of a run.
+
+    Raises:
+        UserError: The package of the chosen logger is not installed.
+    """
+    folder = Path(str(config.run.dir))
+    opened: list[Logger] = [CSVMetrics(folder / "metrics.csv", start_step)]
+    if config.logger.name == "wandb":
+        opened.append(_wandb(config, folder))
+    if config.logger.name == "tensorboard":
+        opened.append(_tensorboard(folder))
+    return opened
+
+
+def close(loggers: list[Logger]) -> None:
+    """Finish the loggers, also after an error, so that no W&B run stays open."""
+    for logger in loggers:
+        logger.finalize("finished")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
+def _wandb(config: RunConfig, folder: Path) -> Logger:
+    """Open a W&B run whose id is a hash of the run's folder, so that a resumed run continues its own charts."""
+    try:
+        import wandb  # noqa: F401  (Lightning imports it later and would say less)
+    except ImportError:
+        raise UserError("logger=wandb needs the package wandb; pip install wandb, or logger=csv") from None
+    run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return WandbLogger(
+        name=str(config.run.dir),
+        id=run_id,
+        project=config.logger.project,
+        entity=config.logger.entity,
+        save_dir=str(folder),
+        offline=config.logger.offline,
+        resume="allow",
+    )
+
+
+def _tensorboard(folder: Path) -> Logger:
+    try:
+        import tensorboard  # noqa: F401  (Lightning imports it later and would say less)
+    except ImportError:
+        raise UserError(
+            "logger=tensorboard needs the package tensorboard; pip install 'saepipe[tensorboard]', or logger=csv"
+        ) from None
+    return TensorBoardLogger(save_dir=str(folder), name="", version="tensorboard")

@@ -1,0 +1,97 @@
+"""A run's folder: what lies where in it, whose it is, and how the verbs after training open it.
+
+config.yaml  metrics.csv  summary.json  checkpoints/  sae/  eval/metrics.json  features/index.html
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saepipe import durable, entry
+from saepipe.config import RunConfig
+from saepipe.errors import UserError
+
+if TYPE_CHECKING:
+    from saepipe.saes.base import SAE
+
+DECIDES_WEIGHTS = ("stream", "sae", "optim")
+"""Groups that may not differ when a run resumes; train.tokens and train.seed decide the weights as well."""
+
+
+class Run:
+    """The folder of one run.
+
+    Args:
+        folder: `run.dir`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.config_file = self.folder / "config.yaml"
+        self.summary_file = self.folder / "summary.json"
+        self.checkpoints = self.folder / "checkpoints"
+        self.sae_folder = self.folder / "sae"
+
+    def summary(self) -> dict[str, Any] | None:
+        """Read what training left as its last act; None while the run is not finished."""
+        return json.loads(self.summary_file.read_text()) if self.summary_file.is_file() else None
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Mark the run as finished."""
+        durable.write_text(self.summary_file, json.dumps(summary, indent=1))
+
+    def refuse_another(self, config: RunConfig) -> None:
+        """Refuse to go on with a folder that holds another run.
+
+        Raises:
+            UserError: A key that decides the weights differs; the message names it and both values.
+        """
+        if not self.config_file.is_file():
+            return
+        theirs = entry.read_config(self.config_file)
+        found: dict[str, tuple[object, object]] = {}
+        for group in DECIDES_WEIGHTS:
+            found |= entry.differences(getattr(config, group), getattr(theirs, group), group)
+        for key in ("tokens", "seed"):
+            found |= entry.differences(getattr(config.train, key), getattr(theirs.train, key), f"train.{key}")
+        for key, (mine, there) in found.items():
+            raise UserError(
+                f"run.dir={self.folder} holds another run: {key} is {there} there and {mine} here; "
+                "choose another run.dir"
+            )
+
+    def finished_config(self, config: RunConfig) -> RunConfig:
+        """Take a finished run's configuration for a verb that comes after training.
+
+        Args:
+            config: What the user asked for: its evaluate and analyze groups and the model's device count; its other
+                keys are the run's, and a typed one that differs is refused.
+
+        Raises:
+            UserError: There is no run, it is not finished, or a typed key differs from the run's.
+        """
+        theirs = entry.read_config(self.config_file)
+        if not self.summary_file.is_file():
+            raise UserError(
+                f"run.dir={self.folder} is not finished; go on with the same train command as before, then come back"
+            )
+        for group in ("model", "data", "store", "stream", "sae", "optim", "train"):
+            for key, (mine, there) in entry.differences(getattr(config, group), getattr(theirs, group), group).items():
+                if config.typed(key) and key not in ("model.device", "model.trust_remote_code", "store.dir"):
+                    raise UserError(
+                        f"{key}={mine} differs from the run's: {self.folder} has {key}={there}; leave the key out"
+                    )
+        theirs.model = replace(
+            theirs.model, device=config.model.device, trust_remote_code=config.model.trust_remote_code
+        )
+        if config.typed("store.dir"):  # a store may have moved since
+            theirs.store.dir = config.store.dir
+        theirs.run, theirs.evaluate, theirs.analyze = config.run, config.evaluate, config.analyze
+        return theirs
+
+    def load_sae(self) -> "SAE":
+        """Open the run's SAE."""
+        from saepipe import export
+
+        return export.load(self.sae_folder)

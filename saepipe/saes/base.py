@@ -1,0 +1,227 @@
+"""The contract that every architecture keeps: a configuration, four tensors, encode, decode, a loss with named terms.
+
+One class serves training and inference. `encode`, `decode` and `loss` take raw activations: the scale that
+`normalize_activations` asks for lives here and nowhere else, until `folded` multiplies it into exported weights.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from saepipe.errors import UserError, unknown
+
+NORMALISATIONS = ("none", "expected_average_only_in")
+MSE_REDUCTIONS = ("sum", "mean")
+
+
+@dataclass
+class SAEConfig:
+    """Keys that every architecture honours; a subclass in the architecture's file adds its own."""
+
+    architecture: str = ""
+    """Name of the architecture, which is the name of its file in `saepipe/saes/`."""
+    d_sae: int | None = None
+    """Number of latents; None is expansion times the width of the activations."""
+    expansion: int = 8
+    """Latents per input dimension, where d_sae does not say how many there are."""
+    normalize_activations: str = "expected_average_only_in"
+    """none, or expected_average_only_in: inputs scaled so that their mean norm is sqrt(d_in)."""
+    apply_b_dec_to_input: bool = True
+    """Subtract the decoder's bias from the input before encoding."""
+    decoder_init_norm: float = 0.1
+    """Norm of each decoder row at the start; the encoder starts as the decoder transposed."""
+    mse_reduction: str = "sum"
+    """sum or mean of the squared error over d_out (always a mean over tokens); published coefficients assume sum."""
+    dead_after_tokens: int = 1_000_000
+    """A latent that has not fired for this many training tokens counts as dead."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.architecture != type(self).architecture:
+            raise UserError(
+                f"sae.architecture={self.architecture} does not go with the keys of {type(self).architecture}; "
+                f"choose the whole group with sae={self.architecture}"
+            )
+        for key, choices in (("normalize_activations", NORMALISATIONS), ("mse_reduction", MSE_REDUCTIONS)):
+            if getattr(self, key) not in choices:
+                raise unknown(f"sae.{key}", getattr(self, key), choices)
+        for key in ("d_sae", "expansion", "dead_after_tokens"):
+            at_least(key, getattr(self, key), 1)
+        at_least("decoder_init_norm", self.decoder_init_norm, 0, exclusive=True)
+
+    def resolve(self, d_in: int) -> int:
+        """Width of the SAE on activations of width `d_in`.
+
+        Raises:
+            UserError: A key that does not fit the width; the message names it.
+        """
+        return self.expansion * d_in if self.d_sae is None else self.d_sae
+
+
+def at_least(key: str, value: float | None, least: float, *, exclusive: bool = False) -> None:
+    """Refuse a value of `sae.<key>` below its bound; None means "derived" and passes."""
+    if value is not None and not (value > least if exclusive else value >= least):
+        bound = f"above {least}" if exclusive else f"of at least {least}"
+        raise UserError(f"sae.{key}={value} is out of range; give a value {bound}")
+
+
+@dataclass
+class Losses:
+    """What one batch yields: the terms to minimise, and what counters and logs need without another pass."""
+
+    terms: dict[str, Float[Tensor, ""]]
+    """Named loss terms with their coefficients applied; `mse` is always there."""
+    target: Float[Tensor, "token d_out"]
+    """Normalised target, detached."""
+    reconstruction: Float[Tensor, "token d_out"]
+    """Reconstruction of `target`, detached."""
+    fired: Float[Tensor, " d_sae"]
+    """Number of tokens of the batch on which each latent was active, detached."""
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """Sum of the terms: what to call `backward` on."""
+        return torch.stack(list(self.terms.values())).sum()
+
+    @property
+    def l0(self) -> Float[Tensor, ""]:
+        """Active latents per token, mean over the batch."""
+        return self.fired.sum() / self.target.shape[0]
+
+
+class SAE(nn.Module, ABC):
+    """A sparse autoencoder (or transcoder, where `d_out` activations of another hook are predicted).
+
+    Args:
+        cfg: The architecture's own configuration.
+        d_in: Width of the activations that are encoded.
+        d_out: Width of the activations that are reconstructed; None is `d_in`.
+    """
+
+    config_class: ClassVar[type[SAEConfig]]
+    """Configuration of this architecture; its `architecture` is the name of the file."""
+
+    def __init__(self, cfg: SAEConfig, d_in: int, d_out: int | None = None) -> None:
+        super().__init__()
+        self.cfg: Any = cfg  # Any: each architecture reads its own keys
+        self.d_in, self.d_out, self.d_sae = d_in, d_out or d_in, cfg.resolve(d_in)
+        if cfg.apply_b_dec_to_input and self.d_out != d_in:
+            raise UserError(
+                f"sae.apply_b_dec_to_input=True does not go with a transcoder from width {d_in} to {self.d_out}; "
+                "set it to false"
+            )
+        self.metadata: dict[str, Any] = {}
+        """What it was trained on, where it was loaded from an export."""
+        # Stored as [d_sae, d_in]: a latent's weights are one row of memory, which is what sparse gradients write.
+        self.W_enc = nn.Parameter(torch.zeros(self.d_sae, d_in).T)
+        self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
+        self.W_dec = nn.Parameter(torch.zeros(self.d_sae, self.d_out))
+        self.b_dec = nn.Parameter(torch.zeros(self.d_out))
+        self.norm_scale: Tensor
+        self.register_buffer("norm_scale", torch.ones(()))
+
+    @torch.no_grad()
+    def initialise(
+        self, generator: torch.Generator, *, mean: Float[Tensor, " d_out"] | None = None, norm_scale: float = 1.0
+    ) -> None:
+        """Set every weight: the same generator state gives the same weights.
+
+        Args:
+            generator: Source of the decoder's directions; the other weights follow from them.
+            mean: Mean of the raw activations, where `b_dec` starts; None is zero.
+            norm_scale: sqrt(d_in) / mean norm of the raw activations; ignored under `normalize_activations=none`.
+        """
+        self.norm_scale.fill_(1.0 if self.cfg.normalize_activations == "none" else norm_scale)
+        rows = torch.randn(self.W_dec.shape, generator=generator, device=generator.device)
+        self.W_dec.copy_(self.cfg.decoder_init_norm * functional.normalize(rows, dim=1))
+        # A transcoder's encoder reads another space, so it starts in directions of its own.
+        if self.d_in != self.d_out:
+            rows = torch.randn((self.d_sae, self.d_in), generator=generator, device=generator.device)
+        self.W_enc.copy_((self.cfg.decoder_init_norm * functional.normalize(rows, dim=1)).T)
+        self.b_enc.zero_()
+        self.b_dec.zero_()
+        if mean is not None:
+            self.b_dec.copy_(mean.to(self.b_dec) * self.norm_scale)
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """Activations of the latents, zero where inactive."""
+        return self._activate(self._hidden_pre(self._centre(self._normalise(x))))
+
+    def decode(self, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_out"]:
+        """Reconstruction, in the units of the raw activations."""
+        return self._reconstruct(f) / self.norm_scale
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """Encode and decode."""
+        return self.decode(self.encode(x))
+
+    @abstractmethod
+    def loss(
+        self,
+        x: Float[Tensor, "token d_in"],
+        y: Float[Tensor, "token d_out"],
+        *,
+        step: int,
+        dead: Int[Tensor, " dead"],
+    ) -> Losses:
+        """Loss of one batch, without waiting for the device.
+
+        Args:
+            x: Raw activations.
+            y: What to reconstruct: `x` itself for an autoencoder.
+            step: Optimizer steps done so far, for warm-ups.
+            dead: Indices of the dead latents (empty: none), for terms that revive them. Indices and not a mask, since
+                their number decides shapes, which the host must know: the caller chooses when to pay for that.
+        """
+
+    @abstractmethod
+    def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """Latents from pre-activations."""
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        return x.to(self.W_enc.dtype) * self.norm_scale
+
+    def _centre(self, x: Tensor) -> Tensor:
+        return x - self.b_dec if self.cfg.apply_b_dec_to_input else x
+
+    def _hidden_pre(self, centred: Tensor) -> Tensor:
+        """Pre-activations of normalised and centred input."""
+        return functional.linear(centred, self.W_enc.T, self.b_enc)
+
+    def _reconstruct(self, f: Tensor) -> Tensor:
+        """Reconstruction in the normalised space."""
+        return f @ self.W_dec + self.b_dec
+
+    def _mse(self, target: Tensor, reconstruction: Tensor) -> Tensor:
+        squared = (target - reconstruction).square()
+        return squared.sum(-1).mean() if self.cfg.mse_reduction == "sum" else squared.mean()
+
+    def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Configuration (as SAELens names it) and float64 weights that do the same without a normalisation."""
+        scale = self.norm_scale.detach().double()
+        weights = {name: value.detach().double() for name, value in self.named_parameters()}
+        weights["W_enc"] = weights["W_enc"] * scale
+        weights["W_dec"] = weights["W_dec"] / scale
+        weights["b_dec"] = weights["b_dec"] / scale
+        values = {
+            "architecture": self.cfg.architecture,
+            "d_in": self.d_in,
+            "d_sae": self.d_sae,
+            "apply_b_dec_to_input": self.cfg.apply_b_dec_to_input,
+            "normalize_activations": "none",
+            "reshape_activations": "none",
+        }
+        return values, weights
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> "SAE":
+        """Open an exported folder; see `saepipe.export.load`."""
+        from saepipe.export import load
+
+        return load(folder, device=device, dtype=dtype)

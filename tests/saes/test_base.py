@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from saepipe import saes
+from saepipe.errors import UserError
+from saepipe.saes.standard import StandardConfig, StandardSAE
+from saepipe.saes.topk import TopKConfig, TopKSAE
+
+
+def test_width_is_d_sae_or_expansion_or_the_default() -> None:
+    assert StandardConfig(d_sae=100).resolve(16) == 100
+    assert (
+        StandardConfig(d_sae=100, expansion=4).resolve(16) == 100
+    )  # an experiment's expansion yields to a typed width
+    assert StandardConfig(expansion=4).resolve(16) == 64
+    assert StandardConfig().resolve(16) == 128
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"d_sae": 0}, ["sae.d_sae=0", "at least 1"]),
+        ({"expansion": -2}, ["sae.expansion=-2"]),
+        ({"normalize_activations": "layer_norm"}, ["sae.normalize_activations=layer_norm", "expected_average_only_in"]),
+        ({"mse_reduction": "men"}, ["sae.mse_reduction=men", "mean"]),
+        ({"decoder_init_norm": 0.0}, ["sae.decoder_init_norm=0.0", "above 0"]),
+        ({"dead_after_tokens": 0}, ["sae.dead_after_tokens=0"]),
+        ({"architecture": "topk"}, ["sae.architecture=topk", "sae=topk"]),
+        ({"l1_coefficient": -1.0}, ["sae.l1_coefficient=-1.0"]),
+        ({"l1_warm_up_steps": -1}, ["sae.l1_warm_up_steps=-1"]),
+    ],
+)
+def test_impossible_values_are_refused_by_key(values: dict, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        StandardConfig(**values)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_architecture_names_the_close_matches() -> None:
+    assert saes.architecture("topk") is TopKSAE
+    with pytest.raises(UserError, match=r"sae=topkk .*did you mean topk"):
+        saes.architecture("topkk")
+
+
+def test_initial_weights_follow_the_rules() -> None:
+    mean = torch.arange(8.0)
+    sae = TopKSAE(TopKConfig(d_sae=40, k=4, decoder_init_norm=0.3), 8)
+    sae.initialise(torch.Generator().manual_seed(0), mean=mean, norm_scale=0.5)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.full((40,), 0.3))
+    assert torch.equal(sae.W_enc, sae.W_dec.T)
+    assert torch.equal(sae.b_dec, mean * 0.5)
+    assert not sae.b_enc.any()
+
+
+def test_scale_is_ignored_without_normalisation() -> None:
+    sae = StandardSAE(StandardConfig(normalize_activations="none"), 8)
+    sae.initialise(torch.Generator().manual_seed(0), mean=torch.ones(8), norm_scale=0.5)
+    assert sae.norm_scale == 1
+    assert torch.equal(sae.b_dec, torch.ones(8))
+
+
+def test_losses_and_latents_are_those_of_scaled_activations() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, dead = torch.randn(10, 8, generator=generator), torch.tensor([1, 2])
+    scaled, plain = (StandardSAE(StandardConfig(d_sae=20), 8) for _ in range(2))
+    for sae, scale in ((scaled, 0.25), (plain, 1.0)):
+        sae.initialise(torch.Generator().manual_seed(1), norm_scale=scale)
+    assert torch.equal(scaled.encode(4 * x), plain.encode(x))
+    assert torch.equal(scaled(4 * x), 4 * plain(x))
+    mine = scaled.loss(4 * x, 4 * x, step=0, dead=dead)
+    theirs = plain.loss(x, x, step=0, dead=dead)
+    assert torch.equal(mine.total, theirs.total)
+
+
+def test_mean_reduction_divides_the_squared_error_by_the_width() -> None:
+    x, dead, errors = torch.randn(10, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0]), []
+    for reduction in ("sum", "mean"):
+        sae = StandardSAE(StandardConfig(d_sae=20, mse_reduction=reduction), 8)
+        sae.initialise(torch.Generator().manual_seed(1))
+        errors.append(sae.loss(x, x, step=0, dead=dead).terms["mse"])
+    torch.testing.assert_close(errors[0], 8 * errors[1])

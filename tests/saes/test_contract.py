@@ -1,0 +1,190 @@
+"""What holds for every architecture: each test runs over whatever is registered."""
+
+import copy
+import dataclasses
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from saepipe import export, saes
+from saepipe.errors import UserError
+from saepipe.saes.base import SAE
+
+CONF = Path(__file__).parents[2] / "conf" / "sae"
+D_IN, D_SAE, TOKENS = 16, 48, 32
+DEAD = torch.tensor([0, 3, 5])
+
+pytestmark = pytest.mark.parametrize("name", saes.registered())
+
+
+def make(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> SAE:
+    cls = saes.architecture(name)
+    sae = cls(cls.config_class(d_sae=D_SAE), D_IN)
+    sae.initialise(torch.Generator().manual_seed(seed), mean=data().mean(0), norm_scale=0.4)
+    with torch.no_grad():  # as after some training: no two rows of the same norm
+        sae.W_dec.mul_(torch.linspace(0.5, 2, D_SAE)[:, None])
+        sae.b_enc.copy_(torch.linspace(-0.1, 0.1, D_SAE))
+    return sae.to(dtype)
+
+
+def data(*shape: int) -> Tensor:
+    return 3 * torch.randn(*(shape or (TOKENS,)), D_IN, generator=torch.Generator().manual_seed(5)) + 1
+
+
+def test_configuration_and_yaml_have_the_same_keys_and_values(name: str) -> None:
+    config_class = saes.architecture(name).config_class
+    values = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    assert list(values) == [field.name for field in dataclasses.fields(config_class)]
+    assert config_class(**values) == config_class()
+    assert config_class().architecture == name
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (2, 3, 4)])
+def test_shapes_with_any_leading_axes(name: str, batch: tuple[int, ...]) -> None:
+    sae, x = make(name), torch.randn(*batch, D_IN, generator=torch.Generator().manual_seed(0))
+    f = sae.encode(x)
+    assert f.shape == (*batch, D_SAE)
+    assert sae.decode(f).shape == sae(x).shape == x.shape
+    torch.testing.assert_close(f.reshape(-1, D_SAE), sae.encode(x.reshape(-1, D_IN)))
+    assert (f >= 0).all()
+
+
+def test_weights_have_the_field_s_names_and_shapes(name: str) -> None:
+    shapes = {name: tuple(value.shape) for name, value in make(name).named_parameters()}
+    expected = {"W_enc": (D_IN, D_SAE), "b_enc": (D_SAE,), "W_dec": (D_SAE, D_IN), "b_dec": (D_IN,)}
+    assert expected.items() <= shapes.items()
+
+
+def test_initialise_is_a_function_of_the_generator(name: str) -> None:
+    first, again, other = (make(name, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["W_dec"], other["W_dec"])
+
+
+def test_loss_gives_finite_gradients_and_what_the_logs_need(name: str) -> None:
+    sae, x = make(name), data()
+    losses = sae.loss(x, x, step=0, dead=DEAD)
+    losses.total.backward()
+    for key, parameter in sae.named_parameters():
+        assert parameter.grad is not None, key
+        assert torch.isfinite(parameter.grad).all(), key
+        assert parameter.grad.any(), key
+        assert parameter.grad.stride() == parameter.stride(), f"{key}: the optimizer would have to copy its gradient"
+    assert "mse" in losses.terms
+    assert losses.total.item() == pytest.approx(sum(term.item() for term in losses.terms.values()))
+    squared = (losses.target - losses.reconstruction).square().sum(1).mean()
+    torch.testing.assert_close(losses.terms["mse"].detach(), squared)
+    f = sae.encode(x)
+    assert torch.equal(losses.fired, (f > 0).sum(0).float())
+    assert losses.l0.item() == pytest.approx((f > 0).sum(1).float().mean().item())
+    assert not any(t.requires_grad for t in (losses.target, losses.reconstruction, losses.fired))
+    torch.testing.assert_close(losses.reconstruction / sae.norm_scale, sae(x))
+
+
+def test_transcoder_has_widths_of_its_own(name: str) -> None:
+    cls, x = saes.architecture(name), data()
+    with pytest.raises(UserError, match=r"sae\.apply_b_dec_to_input=True"):
+        cls(cls.config_class(d_sae=D_SAE), D_IN, 10)
+    sae = cls(cls.config_class(d_sae=D_SAE, apply_b_dec_to_input=False), D_IN, 10)
+    sae.initialise(torch.Generator().manual_seed(0), mean=torch.ones(10))
+    losses = sae.loss(x, x[:, :10], step=0, dead=DEAD)
+    losses.total.backward()
+    assert losses.reconstruction.shape == sae(x).shape == (TOKENS, 10)
+    assert all(p.grad is not None and p.grad.shape == p.shape and p.grad.any() for p in sae.parameters())
+
+
+def test_training_lowers_the_loss(name: str) -> None:
+    sae, x = make(name), data(256)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=3e-3, fused=True)
+    totals = []
+    for step in range(30):
+        losses = sae.loss(x, x, step=step, dead=DEAD)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        totals.append(losses.terms["mse"].item())
+    assert totals[-1] < 0.7 * totals[0]
+
+
+def test_fused_adam_steps_as_plain_adam_on_contiguous_weights(name: str) -> None:
+    sae, x = make(name), data()
+    plain = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in sae.named_parameters()}
+    fused = torch.optim.Adam(sae.parameters(), fused=True)
+    reference = torch.optim.Adam([value.requires_grad_() for value in plain.values()], fused=False)
+    for step in range(3):
+        fused.zero_grad()
+        sae.loss(x, x, step=step, dead=DEAD).total.backward()
+        for key, value in sae.named_parameters():
+            assert value.grad is not None
+            plain[key].grad = value.grad.clone(memory_format=torch.contiguous_format)
+        fused.step()
+        reference.step()
+    for key, value in sae.named_parameters():
+        torch.testing.assert_close(value, plain[key])
+
+
+def test_bfloat16_autocast_trains_float32_weights(name: str) -> None:
+    sae, x = make(name), data()
+    exact = sae.loss(x, x, step=0, dead=DEAD)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = sae.loss(x, x, step=0, dead=DEAD)
+        assert losses.total.dtype == torch.float32
+        losses.total.backward()
+    torch.testing.assert_close(losses.total, exact.total, rtol=0.02, atol=0)
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in sae.parameters())
+    expected = torch.autograd.grad(exact.total, list(sae.parameters()))
+    for parameter, theirs in zip(sae.parameters(), expected, strict=True):
+        assert torch.cosine_similarity(parameter.grad.flatten(), theirs.flatten(), dim=0) > 0.99
+
+
+def test_bfloat16_activations_and_weights(name: str) -> None:
+    sae, x = make(name), data()
+    assert sae.encode(x.bfloat16()).dtype == torch.float32
+    low = make(name, torch.bfloat16)
+    assert low(x).dtype == torch.bfloat16
+    assert torch.cosine_similarity(low(x).float(), sae(x), dim=1).min() > 0.9
+
+
+def test_state_goes_round_and_the_copy_trains_on_as_fast(name: str) -> None:
+    sae, x = make(name), data()
+    buffer = io.BytesIO()
+    torch.save(sae.state_dict(), buffer)
+    buffer.seek(0)
+    restored = saes.architecture(name)(sae.cfg, D_IN)
+    restored.load_state_dict(torch.load(buffer, weights_only=True))
+    for other in (restored, copy.deepcopy(sae)):
+        assert torch.equal(other(x), sae(x))
+        strides = [(a.stride(), b.stride()) for a, b in zip(sae.parameters(), other.parameters(), strict=True)]
+        assert all(a == b for a, b in strides), strides
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_export_does_the_same_on_raw_activations(name: str, dtype: torch.dtype, limit: float, tmp_path: Path) -> None:
+    sae, x = make(name, dtype), data().to(dtype)
+    export.save(sae, tmp_path / "sae", metadata={"hook_name": "blocks.0.hook_resid_post"})
+    loaded = SAE.load(tmp_path / "sae", dtype=dtype)
+    f = sae.encode(x)
+    torch.testing.assert_close(loaded.encode(x), f, rtol=limit, atol=limit)
+    torch.testing.assert_close(loaded.decode(f), sae.decode(f), rtol=limit, atol=10 * limit)
+    assert loaded.norm_scale == 1
+    assert loaded.metadata["hook_name"] == "blocks.0.hook_resid_post"
+
+
+def test_a_file_is_all_it_takes_to_add_an_architecture(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(saes.__path__[0], f"{name}.py").read_text()
+    (tmp_path / "novel.py").write_text(source.replace(f'architecture: str = "{name}"', 'architecture: str = "novel"'))
+    monkeypatch.setattr(saes, "__path__", [*saes.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "saepipe.saes.novel", raising=False)
+    monkeypatch.delattr(saes, "novel", raising=False)
+    assert "novel" in saes.registered()
+    cls = saes.architecture("novel")
+    assert cls.config_class.architecture == "novel"
+    assert cls(cls.config_class(d_sae=D_SAE), D_IN).encode(data()).shape == (TOKENS, D_SAE)
+    sys.modules.pop("saepipe.saes.novel")

@@ -1,0 +1,81 @@
+"""A small store for tests, written as the cache verb writes one, with activations that tell where they are from."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from saepipe.config import StoreConfig
+from saepipe.groups import GroupWriter
+from saepipe.lock import hold
+from saepipe.plan import Plan
+from saepipe.store import Store
+from saepipe.token_store import TokenStore, TokenStoreWriter
+
+CONTEXT_SIZE = 8
+HOOKS = {"blocks.0.hook_resid_post": 6, "blocks.1.hook_resid_post": 4}
+
+
+def make_tokens(folder: Path, train: int = 24, heldout: int = 5) -> TokenStore:
+    """Write a token store (or open it): id 0 begins every context, id 1 stands in some places, both special."""
+    if (folder / "plan.json").exists():
+        return TokenStore.open(folder)
+    with TokenStoreWriter(folder, context_size=CONTEXT_SIZE) as writer:
+        for side, contexts in (("train", train), ("heldout", heldout)):
+            for context in range(contexts):
+                ids = (np.arange(CONTEXT_SIZE, dtype=np.int32)[None] + context + 12) % 17 + 1
+                ids[:, 0] = 0
+                writer.append(side, ids, np.full_like(ids, context // 3), ids < 2)
+        return writer.finish(source={"data.path": "small.txt"}, special_ids=[0, 1])
+
+
+def make_plan(token_store: TokenStore, /, **changes: Any) -> Plan:
+    """Plan 190 rows in groups of 8 contexts and shards of 24 rows; `changes` are fields of the plan or store keys."""
+    store = {
+        "tokens": 190,
+        "shard_tokens": 24,
+        "shuffle_tokens": 72,
+        "batch_prompts": 3,
+        "dtype": "bfloat16",
+        "seed": 5,
+    }
+    store |= {key: changes.pop(key) for key in list(changes) if key in store}
+    fields = {"model": {"name": "small"}, "hooks": HOOKS, "data": {"path": "small.txt"}} | changes
+    return Plan.make(token_store, StoreConfig(**store), capture="huggingface", device_kind="cpu", **fields)
+
+
+def activations(contexts: np.ndarray, width: int) -> torch.Tensor:
+    """Return [context, position, width]: two channels hold the row's number (see `row_numbers`), the others noise."""
+    rows = contexts[:, None] * CONTEXT_SIZE + np.arange(CONTEXT_SIZE)
+    values = np.sin(rows[:, :, None] * 1.7 + np.arange(width) ** 2)
+    values[:, 0] *= 500  # the attention sink
+    values[:, :, 0], values[:, :, 1] = rows // 128, rows % 128
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def row_numbers(rows: torch.Tensor) -> np.ndarray:
+    """Return the row number that each of the `activations` carries."""
+    return (rows[:, 0].double() * 128 + rows[:, 1].double()).long().numpy()
+
+
+def build(folder: Path, **changes: Any) -> Store:
+    """Make the store, or go on with it."""
+    with hold(folder, key="store.dir"):
+        tokens = make_tokens(folder / "tokens")
+        store = Store.create(folder, make_plan(tokens, **changes), tokens)
+        for group in store.missing_groups():
+            writer = GroupWriter(store, group)
+            for start in range(0, len(writer.contexts), store.plan.batch_prompts):
+                contexts = writer.contexts[start : start + store.plan.batch_prompts]
+                writer.add(start, {hook: activations(contexts, store.width(hook)) for hook in writer.hooks})
+            writer.write()
+        if not store.complete:
+            store.finalise()
+    return store
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Read every file of a store except the lock."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}

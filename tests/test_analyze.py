@@ -1,0 +1,188 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_feature_page import unpacked
+
+from saepipe import entry, export
+from saepipe.analyze import analyze
+from saepipe.config import ModelConfig, StoreConfig
+from saepipe.demo import corpus
+from saepipe.errors import UserError
+from saepipe.language_model import LanguageModel
+from saepipe.plan import Plan
+from saepipe.saes.topk import TopKConfig, TopKSAE
+from saepipe.token_store import TokenStoreWriter
+
+HOOK, SEQ, HELD_OUT, TRAIN, D_SAE, DEAD = "blocks.1.hook_resid_post", 32, 12, 6, 96, 5
+ALL = (HELD_OUT + TRAIN) * SEQ
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return LanguageModel.open(ModelConfig(hooks=[HOOK]))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, model: LanguageModel) -> Path:
+    """A store's plan and tokens and a finished run, as cache and train leave them."""
+    folder = tmp_path_factory.mktemp("made")
+    tokenizer = model.tokenizer
+    ids: list[int] = []
+    for document in corpus.documents(5):
+        ids += [*tokenizer(document.text, add_special_tokens=False)["input_ids"], tokenizer.bos_token_id]
+        if len(ids) >= ALL:
+            break
+    packed = np.array(ids[:ALL], np.int32).reshape(-1, SEQ)
+    special = np.isin(packed, tokenizer.all_special_ids)
+    with TokenStoreWriter(folder / "store" / "tokens", context_size=SEQ) as writer:
+        for side, rows in (("heldout", slice(HELD_OUT)), ("train", slice(HELD_OUT, None))):
+            writer.append(side, packed[rows], np.zeros_like(packed[rows]), special[rows])
+        tokens = writer.finish(source={}, special_ids=tokenizer.all_special_ids)
+    plan = Plan.make(
+        tokens,
+        StoreConfig(tokens=TRAIN * SEQ),
+        model={"name": "demo"},
+        hooks={HOOK: model.width(HOOK)},
+        capture="huggingface",
+        device_kind="cpu",
+        data={"path": "demo"},
+    )
+    plan.save(folder / "store")
+    run = folder / "run"
+    run.mkdir()
+    overrides = [f"store.dir={folder}/store", f"run.dir={run}", f"model.hooks=[{HOOK}]"]
+    entry.save_config(entry.load_config("train", overrides), run / "config.yaml")
+    (run / "summary.json").write_text(json.dumps({"store": {"identity": plan.identity}}))
+    sae = TopKSAE(TopKConfig(d_sae=D_SAE, k=6, normalize_activations="none"), model.width(HOOK))
+    sae.initialise(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        sae.b_enc[:DEAD] = -1e9
+    export.save(sae, run / "sae", metadata={"hook_name": HOOK})
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy to change; its store has moved."""
+    shutil.copytree(made, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def run(folder: Path, *overrides: str) -> dict[str, object]:
+    return analyze(entry.load_config("analyze", [f"run.dir={folder}/run", f"store.dir={folder}/store", *overrides]))
+
+
+def test_page_agrees_with_brute_force(folder: Path, model: LanguageModel) -> None:
+    before = {path for path in folder.rglob("*") if path.is_file()}
+    result = run(folder, "analyze.latents=1000", "analyze.contexts=3", "analyze.batch_prompts=5")
+    page = folder / "run" / "features" / "index.html"
+    assert {path for path in folder.rglob("*") if path.is_file()} - before == {page}
+    latents = {latent["i"]: latent for latent in unpacked(page.read_text(encoding="utf-8"))}
+
+    ids = torch.from_numpy(np.fromfile(folder / "store/tokens/heldout.ids", "<i4").reshape(-1, SEQ).astype(np.int64))
+    ids = torch.cat(
+        [ids, torch.from_numpy(np.fromfile(folder / "store/tokens/train.ids", "<i4").reshape(-1, SEQ).astype(np.int64))]
+    )
+    counted = ~torch.isin(ids, torch.tensor(model.tokenizer.all_special_ids))
+    counted[:, 0] = False
+    f = export.load(folder / "run/sae").encode(model.capture(ids, [HOOK])[HOOK]) * counted[..., None]
+    fired = (f > 0).sum((0, 1))
+    assert result["live"] == int((fired > 0).sum())
+    assert result["dead"] == D_SAE - int((fired > 0).sum())
+    assert int(result["dead"]) >= DEAD
+    assert result["latents_shown"] == result["live"]
+    assert set(latents) == set(fired.nonzero().squeeze(1).tolist())
+    assert result["tokens"] == ALL
+    for index, latent in latents.items():
+        peaks, at = f[:, :, index].max(1)
+        assert latent["d"] == pytest.approx(float(fired[index] / counted.sum()), rel=1e-3)
+        assert latent["m"] == pytest.approx(float(peaks.max()), rel=1e-3)
+        assert sum(latent["h"]) == fired[index]
+        strongest = sorted((value for value in peaks.tolist() if value > 0), reverse=True)[:3]
+        shown = [max(part for part in parts if isinstance(part, int)) for parts in latent["x"]]
+        assert shown == pytest.approx([1000 * value / strongest[0] for value in strongest], abs=0.6)
+        context = int(peaks.argmax())
+        text = model.tokenizer.decode(ids[context, int(at[context])]).replace("\n", "↵")
+        peak = latent["x"][0][latent["x"][0].index(1000) - 1]
+        assert peak == text or "\ufffd" in text
+
+
+def test_held_out_documents_are_enough(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = run(folder, f"analyze.tokens={5 * SEQ}", "analyze.latents=4")
+    assert (result["tokens"], result["latents_shown"]) == (5 * SEQ, 4)
+    html = Path(str(result["page"])).read_text(encoding="utf-8")
+    assert f"Read {5 * SEQ} tokens of held-out documents; special tokens and position 0 are left out" in html
+    assert "of training documents" not in html
+
+
+def test_training_documents_help_out_and_the_page_says_so(folder: Path) -> None:
+    html = Path(str(run(folder)["page"])).read_text(encoding="utf-8")
+    said = f"Read all {HELD_OUT * SEQ} tokens of held-out documents and, for want of more, {TRAIN * SEQ} of training"
+    assert said in html
+
+
+def test_the_same_command_writes_the_same_page(folder: Path) -> None:
+    first, second = (Path(str(run(folder)["page"])).read_bytes() for _ in range(2))
+    assert first == second
+
+
+def test_no_latent_fires(folder: Path) -> None:
+    sae = export.load(folder / "run/sae")
+    sae.b_enc.data.fill_(-1e9)
+    export.save(sae, folder / "run/sae", metadata={"hook_name": HOOK})
+    result = run(folder)
+    assert (result["live"], result["dead"], result["latents_shown"]) == (0, D_SAE, 0)
+
+
+def broken(folder: Path, what: str) -> None:
+    if what == "store":
+        shutil.rmtree(folder / "store")
+    elif what == "tokens":
+        shutil.rmtree(folder / "store/tokens")
+    elif what == "sae":
+        shutil.rmtree(folder / "run/sae")
+    elif what == "summary":
+        (folder / "run/summary.json").unlink()
+    elif what == "run":
+        shutil.rmtree(folder / "run")
+    else:
+        (folder / "run/summary.json").write_text(json.dumps({"store": {"identity": "another"}}))
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("store", "store.dir=.*is not there"),
+        ("tokens", "no token.* in .*store/tokens"),
+        ("sae", "no exported SAE"),
+        ("summary", "run.dir=.* is not finished"),
+        ("run", "run.dir=.* holds no config.yaml"),
+        ("other store", "store.dir=.* is another store"),
+    ],
+)
+def test_what_is_missing_is_named_and_nothing_is_written(folder: Path, what: str, said: str) -> None:
+    broken(folder, what)
+    with pytest.raises(UserError, match=said):
+        run(folder)
+    assert not (folder / "run/features").exists()
+
+
+def test_activations_that_are_not_finite_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    capture = LanguageModel.capture
+
+    def overflowing(self: LanguageModel, *arguments: object) -> dict[str, torch.Tensor]:
+        return {hook: values.clone().fill_(torch.inf) for hook, values in capture(self, *arguments).items()}
+
+    monkeypatch.setattr(LanguageModel, "capture", overflowing)
+    with pytest.raises(UserError, match=rf"{HOOK} that are not finite"):
+        run(folder)
+
+
+@pytest.mark.parametrize("key", ["tokens", "latents", "contexts", "batch_prompts"])
+def test_counts_below_one_are_refused(key: str) -> None:
+    with pytest.raises(UserError, match=rf"analyze.{key}=0"):
+        entry.load_config("analyze", [f"analyze.{key}=0"])

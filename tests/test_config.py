@@ -1,0 +1,64 @@
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import pytest
+
+from saepipe import config
+from saepipe.config import RunConfig
+from saepipe.errors import UserError
+
+BAD: list[tuple[type, dict[str, Any], str]] = [
+    (config.ModelConfig, {"dtype": "float8"}, "model.dtype=float8"),
+    (config.ModelConfig, {"name": ""}, "model.name"),
+    (config.ModelConfig, {"hooks": []}, "model.hooks"),
+    (config.ModelConfig, {"hooks": ["a", "a"]}, "model.hooks"),
+    (config.DataConfig, {"context_size": 1}, "data.context_size=1"),
+    (config.DataConfig, {"held_out": 0.6}, "data.held_out=0.6"),
+    (config.StoreConfig, {"tokens": 0}, "store.tokens=0"),
+    (config.StoreConfig, {"dtype": "int4"}, "store.dtype=int4"),
+    (config.StoreConfig, {"shuffle_tokens": 100_000}, "nearest is 131072"),
+    (config.StreamConfig, {"batch_tokens": 0}, "stream.batch_tokens=0"),
+    (config.StreamConfig, {"prefetch_batches": -1}, "stream.prefetch_batches=-1"),
+    (config.StreamConfig, {"lanes": 7}, "nearest batch is 4095"),
+    (config.OptimConfig, {"lr": 0.0}, "optim.lr=0.0"),
+    (config.OptimConfig, {"betas": [0.9]}, "optim.betas"),
+    (config.OptimConfig, {"betas": [0.9, 1.0]}, "optim.betas"),
+    (config.OptimConfig, {"lr_scheduler_name": "linear"}, "optim.lr_scheduler_name=linear"),
+    (config.OptimConfig, {"grad_clip": 0.0}, "optim.grad_clip=0.0"),
+    (config.TrainConfig, {"tokens": 0}, "train.tokens=0"),
+    (config.TrainerConfig, {"precision": "16-mixed"}, "trainer.precision=16-mixed"),
+    (config.TrainerConfig, {"accelerator": "tpu"}, "trainer.accelerator=tpu"),
+    (config.LoggerConfig, {"name": "wand"}, "logger.name=wand"),
+    (config.EvaluateConfig, {"tokens": 0}, "evaluate.tokens=0"),
+    (config.AnalyzeConfig, {"latents": 0}, "analyze.latents=0"),
+]
+
+
+@pytest.mark.parametrize(("group", "values", "named"), BAD)
+def test_a_value_out_of_range_is_refused_by_key_and_value(group: type, values: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named.replace("[", r"\[")):
+        group(**values)
+
+
+def test_nan_is_out_of_range() -> None:
+    with pytest.raises(UserError, match=r"optim\.lr=nan"):
+        config.OptimConfig(lr=float("nan"))
+
+
+def test_every_key_is_documented() -> None:
+    source = __import__("inspect").getsource(config).splitlines()
+    groups = [RunConfig(), *(getattr(RunConfig(), item.name) for item in fields(RunConfig))]
+    for group in filter(is_dataclass, groups):
+        if isinstance(group, RunConfig):
+            continue
+        for item in fields(group):
+            line = next(number for number, text in enumerate(source) if text.startswith(f"    {item.name}: "))
+            assert source[line + 1].strip().startswith('"""'), f"{type(group).__name__}.{item.name} has no docstring"
+
+
+def test_typed_knows_keys_and_groups() -> None:
+    run = RunConfig(overrides=["+experiment=demo", "model.name=x", "data=pile", "~train.seed"])
+    assert run.typed("model.name")
+    assert run.typed("data.context_size")  # the whole group was chosen
+    assert not run.typed("model.dtype")
+    assert not run.typed("store.tokens")

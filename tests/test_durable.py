@@ -1,0 +1,86 @@
+import errno
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+
+from saepipe import durable
+from saepipe.errors import UserError
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.bin"
+    with durable.replacing(path) as file:
+        file.write(b"one")
+        assert not path.exists()
+    assert path.read_bytes() == b"one"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    durable.write_text(path, "old")
+
+    def save(file: BinaryIO) -> None:
+        file.write(b"new")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        durable.write(path, save)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_stale_temporary_files_and_only_they_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    stale = [durable.temporary(tmp_path / "a.bin"), durable.temporary(tmp_path / "deep" / "b.json")]
+    kept = [tmp_path / name for name in ("a.tmp", ".hidden.tmp", ".lock", "deep/.b.0123.tmp")]
+    for path in stale + kept:
+        path.write_bytes(b"x")
+    assert durable.remove_stale(tmp_path) == 2
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+
+
+def test_every_changed_character_of_a_sealed_document_is_noticed_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    document = {"name": "a", "list": [1, 2.5], "nothing": None}
+    digest = durable.write_sealed(path, document)
+    assert digest == durable.seal(document) == durable.seal(dict(reversed(document.items())))
+    content = path.read_bytes()
+    for i in range(len(content)):
+        path.write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :])
+        outcome: Any
+        try:
+            outcome = durable.read_sealed(path, cure="do this")
+        except UserError as error:
+            outcome = str(error)
+        expected = f"{path} is damaged (its content does not match its own hash); do this"
+        assert outcome in (document, expected)  # the document where a space became another
+    for damaged in (b"", content[:-20], b"\0" * len(content), b"[]", b"{}", b"[" * 100_000):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            durable.read_sealed(path, cure="do this")
+
+
+def test_golden_seal() -> None:
+    # printf '{"a":"\\u00fc","b":[1,0.05,null]}' | sha256sum
+    expected = "8d06dd21bbfcc88c4de70de6796b033564892c65f6a11ba49d60f1cd24451f7c"
+    assert durable.seal({"b": [1, 0.05, None], "a": "ü"}) == expected
+
+
+def test_disk_errors_name_the_key_and_the_cure(tmp_path: Path) -> None:
+    for number, words in ((errno.ENOSPC, "no space left.*MB free"), (errno.EROFS, "cannot be written.*Read-only")):
+        with (
+            pytest.raises(UserError, match=f"store.dir={tmp_path}/gone .*{words}"),
+            durable.disk_errors("store.dir", tmp_path / "gone"),
+        ):
+            raise OSError(number, "Read-only file system", "x")
+    with pytest.raises(OSError, match="a fault"), durable.disk_errors("store.dir", tmp_path):
+        raise OSError(errno.EIO, "a fault")
+
+
+def test_a_document_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        durable.read_sealed(tmp_path / "gone.json", cure="do this")
+    with pytest.raises(UserError, match=rf"{tmp_path} cannot be read \(Is a directory\)"):
+        durable.read_sealed(tmp_path, cure="do this")

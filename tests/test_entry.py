@@ -1,0 +1,127 @@
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from saepipe import entry, saes
+from saepipe.config import RunConfig
+from saepipe.errors import UserError
+
+VERBS = ("cache", "train", "evaluate", "analyze")
+EXPERIMENTS = sorted(path.stem for path in (entry.CONF / "experiment").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+
+
+def run(verb: str, *overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"saepipe.{verb}", *overrides]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, env={**__import__("os").environ, "PYTHONPATH": str(ROOT)}
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_root_config_with_the_whole_schema(verb: str) -> None:
+    config = entry.load_config(verb)
+    assert isinstance(config, RunConfig)
+    assert config.sae.architecture in saes.registered()
+    assert config.run.dir == "runs/default"
+    assert config.store.dir == "stores/default"
+
+
+def test_the_experiments_that_are_promised_are_there() -> None:
+    assert {"demo", "gemma2b", "gemma2-2b", "gpt2-small", "pythia70m"} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_experiment_composes_with_every_verb_and_architecture(verb: str, experiment: str) -> None:
+    for architecture in saes.registered():
+        config = entry.load_config(verb, [f"+experiment={experiment}", f"sae={architecture}"])
+        assert config.sae.architecture == architecture
+        assert config.run.name == experiment
+    assert entry.load_config(verb, [f"+experiment={experiment}", "sae.d_sae=64"]).sae.resolve(128) == 64
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_sets_architecture_neutral_sae_keys_only(experiment: str) -> None:
+    sae = OmegaConf.load(entry.CONF / "experiment" / f"{experiment}.yaml").get("sae") or {}
+    assert set(sae) <= {item.name for item in fields(saes.SAEConfig)} - {"architecture"}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_says_command_hardware_disk_time_and_metrics(experiment: str) -> None:
+    text = (entry.CONF / "experiment" / f"{experiment}.yaml").read_text()
+    for word in ("# @package _global_", "python -m saepipe", "Hardware:", "Disk:", "Time:", "Expect:"):
+        assert word in text
+
+
+def test_gemma2b_is_standard_with_a_coefficient_to_sweep() -> None:
+    config = entry.load_config("train", ["+experiment=gemma2b", "sae.l1_coefficient=4"])
+    assert (config.model.name, config.sae.architecture, config.sae.l1_coefficient) == ("google/gemma-2b", "standard", 4)
+    assert config.sae.resolve(2048) == 16_384
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sae.kk=3", "did you mean sae.k"),
+        ("trani.tokens=3", "train.tokens"),
+        ("+foo=3", "key=foo is not known"),
+        ("+store.foo=3", "key=store.foo is not known"),
+        ("+sae.l1_coefficient=3", "l1_coefficient"),
+        ("sae=topkk", "did you mean topk"),
+        ("+experiment=gemma", "did you mean gemma2b"),
+        ("store.tokens=abc", "store.tokens=abc"),
+        ("store.tokens=1e6", "1_000_000"),
+        ("train.seed=null", "train.seed"),
+        ("sae.k=x", "k does not fit"),
+        ("sae.k=0", "sae.k=0"),
+        ("sae.d_sae=0", "sae.d_sae=0"),
+        ("train.tokens", "key=value"),
+        ("model.hooks=3", "model.hooks=3"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_key_and_cure(override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words.replace("+", r"\+")) as raised:
+        entry.load_config("train", [override])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_config_comes_back_from_its_file(tmp_path: Path) -> None:
+    config = entry.load_config("train", ["+experiment=demo", "sae.k=7", "optim.grad_clip=1"])
+    entry.save_config(config, tmp_path / "config.yaml")
+    assert entry.read_config(tmp_path / "config.yaml") == config
+
+
+def test_a_missing_or_foreign_config_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no config\.yaml"):
+        entry.read_config(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("colour: red\n")
+    with pytest.raises(UserError, match=r"config.yaml"):
+        entry.read_config(tmp_path / "config.yaml")
+
+
+def test_differences_name_the_keys() -> None:
+    mine, theirs = entry.load_config("train"), entry.load_config("train", ["sae.k=16", "optim.lr=0.5"])
+    found = entry.differences(mine, theirs)
+    assert found["sae.k"] == (32, 16)
+    assert found["optim.lr"][1] == 0.5
+    assert set(found) == {"sae.k", "optim.lr", "overrides"}
+
+
+def test_the_command_line_exits_with_2_and_one_sentence(tmp_path: Path) -> None:
+    done = run("train", "sae.kk=3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "did you mean sae.k" in done.stderr
+    assert not list(tmp_path.iterdir())  # Hydra leaves nothing either
+
+
+def test_train_without_a_store_prints_the_cache_command(tmp_path: Path) -> None:
+    done = run("train", "+experiment=gemma2b", "model.name=some/model", "sae.l1_coefficient=4", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "python -m saepipe.cache +experiment=gemma2b model.name=some/model\n" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,201 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import saepipe
+from saepipe import export
+from saepipe.errors import UserError
+from saepipe.saes.base import SAE
+from saepipe.saes.standard import StandardConfig, StandardSAE
+from saepipe.saes.topk import TopKConfig, TopKSAE
+
+ROOT = Path(__file__).parents[1]
+
+
+def make(**values: Any) -> TopKSAE:
+    sae = TopKSAE(TopKConfig(d_sae=20, k=3, **values), 8)
+    sae.initialise(torch.Generator().manual_seed(0), mean=torch.ones(8), norm_scale=0.5)
+    return sae
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    export.save(make(), tmp_path / "sae", metadata={"model_name": "m"}, sparsity=torch.linspace(0, 1, 20))
+    return tmp_path / "sae"
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "cfg.json").read_text())
+    for key, value in changes.items():
+        config.pop(key) if value is None else config.update({key: value})
+    (folder / "cfg.json").write_text(json.dumps(config))
+
+
+def test_folder_is_what_saelens_opens(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "cfg.json",
+        "sae_weights.safetensors",
+        "sparsity.safetensors",
+    ]
+    config = json.loads((folder / "cfg.json").read_text())
+    metadata = config.pop("metadata")
+    assert config == {
+        "architecture": "topk",
+        "d_in": 8,
+        "d_sae": 20,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "k": 3,
+        "rescale_acts_by_decoder_norm": False,
+    }
+    assert int(metadata["sae_lens_version"].split(".")[0]) >= 6
+    assert metadata["model_name"] == "m"
+    assert metadata["saepipe_version"] == saepipe.__version__
+    weights = load_file(folder / "sae_weights.safetensors")
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    assert shapes == {"W_enc": (8, 20), "b_enc": (20,), "W_dec": (20, 8), "b_dec": (8,)}
+    torch.testing.assert_close(weights["b_dec"], torch.ones(8))  # the raw mean
+    torch.testing.assert_close(weights["W_dec"].norm(dim=1), torch.full((20,), 1 / 0.5))
+    sparsity = load_file(folder / "sparsity.safetensors")["sparsity"]
+    torch.testing.assert_close(sparsity, torch.log10(torch.linspace(0, 1, 20) + 1e-10))
+
+
+def test_standard_keeps_the_norms_of_its_decoder(tmp_path: Path) -> None:
+    sae = StandardSAE(StandardConfig(d_sae=20), 8)
+    sae.initialise(torch.Generator().manual_seed(0), norm_scale=0.5)
+    export.save(sae, tmp_path, metadata={})
+    weights = load_file(tmp_path / "sae_weights.safetensors")
+    torch.testing.assert_close(weights["W_dec"], sae.W_dec.detach() / 0.5)
+    torch.testing.assert_close(weights["W_enc"], sae.W_enc.detach() * 0.5)
+    assert not (tmp_path / "sparsity.safetensors").exists()
+
+
+def test_loaded_sae_knows_how_it_was_trained(folder: Path) -> None:
+    sae = saepipe.SAE.load(folder)
+    assert isinstance(sae, TopKSAE)
+    assert sae.cfg == TopKConfig(d_sae=20, k=3, normalize_activations="none", rescale_acts_by_decoder_norm=False)
+    assert sae.metadata["training_architecture_details"]["rescale_acts_by_decoder_norm"]
+    assert not any(parameter.requires_grad for parameter in sae.parameters())
+    assert SAE.load(str(folder), dtype=torch.bfloat16).W_dec.dtype == torch.bfloat16
+
+
+def test_folder_without_our_metadata_opens(folder: Path) -> None:
+    edit(folder, metadata=None)
+    assert export.load(folder).cfg.k == 3
+
+
+def test_second_export_replaces_the_first(folder: Path) -> None:
+    sae = StandardSAE(StandardConfig(d_sae=10), 8)
+    export.save(sae, folder, metadata={})
+    assert export.load(folder).d_sae == 10
+    assert not (folder / "sparsity.safetensors").exists()
+
+
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+from saepipe import durable, export
+from saepipe.saes.standard import StandardConfig, StandardSAE
+folder, names, commit = Path(sys.argv[1]), sys.argv[2:], durable.commit
+def save(d_sae):
+    export.save(StandardSAE(StandardConfig(d_sae=d_sae), 8), folder, metadata={}, sparsity=torch.zeros(d_sae))
+for name in names:
+    save(20)
+    if not (child := os.fork()):
+        die = lambda file, path: os.kill(os.getpid(), signal.SIGKILL)
+        durable.commit = lambda file, path: (die if path.name == name else commit)(file, path)
+        save(10)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    try:
+        print(name, export.load(folder).d_sae)
+    except export.UserError as error:
+        print(name, str(error).split(", ")[1].split(";")[0])
+save(10)
+print("then", export.load(folder).d_sae)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, so that torch is imported once")
+def test_killed_export_never_opens_as_a_mixture(tmp_path: Path) -> None:
+    """SIGKILL before each rename, over an older export: what is left does not open, and the next export mends it."""
+    names = ("sae_weights.safetensors", "sparsity.safetensors", "cfg.json")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "sae"), *names]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [*(f"{name} it has no cfg.json" for name in names), "then 10"]
+
+
+def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere is no exported SAE"):
+        export.load(tmp_path / "nowhere")
+    (folder / "sae_weights.safetensors").unlink()
+    with pytest.raises(UserError, match=r"it has no sae_weights\.safetensors"):
+        export.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architecture": "topkk"}, ["architecture=topkk", "did you mean topk", "cfg.json"]),
+        ({"architecture": None}, ["no valid architecture"]),
+        ({"d_in": None}, ["no valid d_in"]),
+        ({"d_sae": "20"}, ["no valid d_sae (found 20)"]),
+        ({"d_in": -8}, ["no valid d_in (found -8)"]),
+        ({"metadata": []}, ["no valid metadata"]),
+        ({"k": 21}, ["cfg.json does not describe a topk SAE", "sae.k=21"]),
+        ({"normalize_activations": "expected_average_only_in"}, ["normalize_activations=expected_average_only_in"]),
+        ({"reshape_activations": "hook_z"}, ["reshape_activations=hook_z"]),
+        ({"d_sae": 21}, ["W_enc of shape (8, 20)", "(8, 21)"]),
+    ],
+)
+def test_impossible_configurations_are_refused(folder: Path, changes: dict[str, Any], words: list[str]) -> None:
+    edit(folder, **changes)
+    with pytest.raises(UserError) as caught:
+        export.load(folder)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
+def test_damaged_configuration_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "cfg.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"cfg\.json is damaged"):
+        export.load(folder)
+
+
+def test_damaged_weights_are_refused(folder: Path) -> None:
+    path = folder / "sae_weights.safetensors"
+    whole, weights = path.read_bytes(), load_file(path)
+    for content in (b"", whole[:-1], bytes(len(whole))):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="damaged"):
+            export.load(folder)
+    without = {name: value for name, value in weights.items() if name != "b_enc"}
+    save_file(without, path)
+    with pytest.raises(UserError, match=r"b_enc of shape \(missing\)"):
+        export.load(folder)
+    save_file(weights | {"threshold": torch.zeros(20)}, path)
+    with pytest.raises(UserError, match=r"threshold .* \(no such tensor\)"):
+        export.load(folder)
+    weights["b_dec"][3] = torch.nan
+    save_file(weights, path)
+    with pytest.raises(UserError, match=r"b_dec .* NaN"):
+        export.load(folder)
+
+
+def test_diverged_sae_is_not_exported_over_a_good_one(folder: Path) -> None:
+    sae = make()
+    with torch.no_grad():
+        sae.W_enc[0, 0] = torch.inf
+    with pytest.raises(UserError, match="W_enc"):
+        export.save(sae, folder, metadata={})
+    assert export.load(folder).d_sae == 20

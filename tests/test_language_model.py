@@ -1,0 +1,241 @@
+"""A model is opened from a folder or the hub, read and changed at its hook points, or refused in one sentence."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import small_models
+import torch
+
+from saepipe import hub
+from saepipe.config import ModelConfig
+from saepipe.errors import UserError
+from saepipe.language_model import LanguageModel
+
+HOOK = "blocks.1.hook_resid_post"
+IDS = torch.randint(2, small_models.VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_models.make(tmp_path_factory.mktemp("model") / "gpt2", "gpt2")
+
+
+def opened(folder: Path, *hooks: str, **keys: object) -> LanguageModel:
+    return LanguageModel.open(ModelConfig(name=str(folder), hooks=list(hooks or [HOOK]), device="cpu", **keys))
+
+
+def test_facts_without_weights(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "model.safetensors").unlink()
+    model = opened(tmp_path / "copy")
+    assert (model.n_layers, model.vocab_size) == (small_models.LAYERS, small_models.VOCAB)
+    assert (model.context_limit, model.width(HOOK)) == (small_models.CONTEXT_LIMIT, small_models.WIDTH)
+    assert (model.capture_path, model.device.type) == ("huggingface", "cpu")
+    assert model.tokenizer.bos_token_id == 0
+    assert HOOK in model.hooks()
+    model.check_context(small_models.CONTEXT_LIMIT)
+    with pytest.raises(UserError, match=r"data.context_size=65 is longer than the 64 tokens.*give at most that"):
+        model.check_context(small_models.CONTEXT_LIMIT + 1)
+    with pytest.raises(UserError, match=r"has no weights"):
+        model.capture(IDS, [HOOK])
+
+
+def test_capture_is_hugging_faces_hidden_state(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    states = AutoModelForCausalLM.from_pretrained(folder).eval()(IDS, output_hidden_states=True).hidden_states
+    found = opened(folder).capture(IDS, [HOOK, "blocks.0.hook_resid_pre"])
+    assert list(found) == [HOOK, "blocks.0.hook_resid_pre"]
+    torch.testing.assert_close(found[HOOK], states[2])
+    torch.testing.assert_close(found["blocks.0.hook_resid_pre"], states[0])
+
+
+def test_edit_replaces(folder: Path) -> None:
+    model = opened(folder)
+    clean = model.logits(IDS)
+    torch.testing.assert_close(model.logits(IDS, {HOOK: lambda found: found}), clean, atol=0, rtol=0)
+    zeroed = model.logits(IDS, {HOOK: torch.zeros_like})
+    assert (zeroed - clean).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("compatibility_mode", [False, True])
+def test_edit_between_attention_and_mlp_replaces_the_whole_stream(folder: Path, compatibility_mode: bool) -> None:
+    """The bridge's own hook there changes the MLP's input only: what went before would still reach the logits."""
+    hook = "blocks.2.hook_resid_mid"
+    model = opened(folder, hook, compatibility_mode=compatibility_mode)
+    constant = torch.linspace(-1, 1, small_models.WIDTH).expand(2, 9, -1)
+    logits = model.logits(IDS, {hook: lambda found: constant})
+    torch.testing.assert_close(logits, logits[:1, :1].expand_as(logits), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.logits(IDS, {hook: lambda found: found}), model.logits(IDS), atol=1e-5, rtol=1e-5)
+
+
+def test_dtype_is_the_models(folder: Path) -> None:
+    model = opened(folder, dtype="bfloat16")
+    assert model.capture(IDS, [HOOK])[HOOK].dtype == torch.bfloat16
+
+
+def test_bridge_serves_the_other_hooks_with_heads_joined(folder: Path) -> None:
+    model = opened(folder, "blocks.1.attn.hook_z", HOOK)
+    assert model.capture_path == "bridge"
+    assert model.width("blocks.1.attn.hook_z") == small_models.WIDTH
+    assert "blocks.0.attn.hook_q" in model.hooks()
+    assert model.capture(IDS, ["blocks.1.attn.hook_z"])["blocks.1.attn.hook_z"].shape == (2, 9, small_models.WIDTH)
+    clean = model.logits(IDS)
+    edit = {"blocks.1.attn.hook_z": lambda found: found * 2}
+    assert (model.logits(IDS, edit) - clean).abs().max() > 1e-3
+    torch.testing.assert_close(model.capture(IDS, [HOOK])[HOOK], opened(folder).capture(IDS, [HOOK])[HOOK])
+    assert model.tokenizer.pad_token_id is None  # the bridge gave its own copy one
+
+
+def test_compatibility_mode_has_hooked_transformers_numerics(folder: Path) -> None:
+    plain, compatible = opened(folder), opened(folder, compatibility_mode=True)
+    assert compatible.capture_path == "bridge"
+    assert compatible.identity != plain.identity
+    found = compatible.capture(IDS, [HOOK])[HOOK]
+    expected = plain.capture(IDS, [HOOK])[HOOK]
+    # Weights are centred: the residual stream loses its mean over the width, and nothing else.
+    torch.testing.assert_close(found, expected - expected.mean(-1, keepdim=True), atol=1e-4, rtol=1e-4)
+    counted: list[int] = []
+    compatible.logits(IDS, {HOOK: lambda found: counted.append(1) or found})
+    assert counted == [1]  # once, however many names the hook point has
+
+
+def test_a_hook_that_is_no_vector_per_token(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"hook_pattern has shape .* not one vector per token"):
+        opened(folder, "blocks.0.attn.hook_pattern").width("blocks.0.attn.hook_pattern")
+
+
+def test_a_hook_that_never_fires(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"blocks.0.hook_q_input is not passed"):
+        opened(folder, "blocks.0.hook_q_input").width("blocks.0.hook_q_input")
+
+
+@pytest.mark.parametrize(
+    ("hook", "message"),
+    [
+        ("blocks.1.hook_resid_pots", r"did you mean blocks.1.hook_resid_post"),
+        ("blocks.9.hook_resid_post", r"names block 9 of a model with 3; the last is blocks.2.hook_resid_post"),
+        ("block.1.hook_resid_post", r"did you mean blocks.1.hook_resid_post"),
+        ("blocks.1.attn.hook_zz", r"did you mean blocks.1.attn.hook_z"),
+    ],
+)
+def test_unknown_hook(folder: Path, hook: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        opened(folder, hook)
+
+
+def test_mistyped_hook_is_refused_before_the_weights_load(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"did you mean blocks.1.hook_resid_post"):
+        opened(tmp_path / "copy", "blocks.1.hook_resid_pots")
+
+
+def test_identity_follows_the_weights(folder: Path, tmp_path: Path) -> None:
+    before = opened(folder).identity
+    assert before == opened(folder).identity
+    json.dumps(before)
+    shutil.copytree(folder, tmp_path / "copy")
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "copy" / "model.safetensors").write_bytes(content)
+    assert opened(tmp_path / "copy").identity["weights"] != before["weights"]
+    assert opened(folder, dtype="bfloat16").identity != before
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda:9", r"model.device=cuda:9 is not on this machine"), ("gpu0", r"model.device=gpu0 is no device")],
+)
+def test_device_that_is_not_there(folder: Path, device: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        LanguageModel.open(ModelConfig(name=str(folder), hooks=[HOOK], device=device))
+
+
+def test_folders_that_are_no_model(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no readable config.json"):
+        opened(tmp_path)
+    shutil.copy(folder / "config.json", tmp_path)
+    with pytest.raises(UserError, match=r"has no readable tokenizer"):
+        opened(tmp_path)
+    with pytest.raises(UserError, match=r"model.name=/nowhere/model does not exist"):
+        opened(Path("/nowhere/model"))
+
+
+def test_missing_weights_are_not_made_up(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    del weights["transformer.h.1.mlp.c_fc.weight"]
+    save_file(weights, tmp_path / "copy" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 of the model's weights, e.g. transformer.h.1.mlp.c_fc.weight"):
+        opened(tmp_path / "copy").capture(IDS, [HOOK])
+
+
+# ---- the hub
+
+
+def test_hub_id_offline() -> None:
+    with pytest.raises(UserError, match=r"the hub cannot be reached .*`hf download owner/absent`.*HF_HUB_OFFLINE=1"):
+        LanguageModel.open(ModelConfig(name="owner/absent"))
+
+
+@contextmanager
+def small_hub(status: int, code: str) -> Iterator[str]:
+    """Serve a hub on this machine that answers everything with one error, as the real one words it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("X-Error-Message", code)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (403, "GatedRepo", r"is gated; accept its licence on its hub page, then run `hf auth login` or set HF_TOKEN"),
+        (404, "RepoNotFound", r"neither a file or folder here nor a model on the hub that you may read"),
+        (404, "RevisionNotFound", r"model.revision=v9 is no branch, tag or commit of owner/absent"),
+        (500, "", r"the hub cannot be reached .*`hf download owner/absent`"),
+    ],
+)
+def test_hub_errors(monkeypatch: pytest.MonkeyPatch, status: int, code: str, message: str) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with small_hub(status, code) as url:
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        with pytest.raises(UserError, match=message):
+            hub.check("owner/absent", "model", "v9", key="model.name")
+
+
+def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"data.path=owner/absent.*hf download owner/absent --repo-type dataset"):
+        hub.check("owner/absent", "dataset", None, key="data.path")

@@ -1,0 +1,253 @@
+"""A lower layer never imports a higher one, and each module imports the libraries of its row only.
+
+The imports are read with `ast`, those inside functions too, so nothing hides behind a lazy import.
+"""
+
+import ast
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "saepipe"
+LANGUAGE_MODEL_LIBRARIES = {"transformer_lens", "transformers", "datasets"}
+
+TENSORS = {"torch", "jaxtyping", "numpy"}
+HYDRA = {"hydra", "omegaconf"}
+
+# Module below saepipe (a star stands for any name) -> its layer and the third-party packages that it may import.
+# The first row that fits counts.
+ROOMS: dict[str, tuple[int, set[str]]] = {
+    "errors": (0, set()),
+    "config": (0, set()),
+    "permutation": (0, {"numpy"}),
+    "metrics": (0, TENSORS),
+    "feature_page": (0, set()),
+    "latents": (0, TENSORS),
+    "durable": (0, {"xxhash"}),
+    "lock": (1, set()),
+    "hub": (1, {"huggingface_hub"}),
+    "sources": (1, {"numpy", "xxhash", "datasets"}),
+    "token_store": (1, {"numpy", "jaxtyping"}),
+    "tokens": (1, {"numpy", "jaxtyping", "tqdm", "datasets", "transformers"}),
+    "token_text": (1, {"transformers"}),
+    "plan": (1, {"numpy", "jaxtyping"}),
+    "shards": (1, TENSORS | {"safetensors", "xxhash"}),
+    "store": (1, TENSORS | {"tqdm"}),
+    "groups": (1, TENSORS),
+    "saes": (1, {"torch", "jaxtyping"}),
+    "saes.*": (1, {"torch", "jaxtyping"}),
+    "activations": (2, TENSORS | {"transformers", "transformer_lens"}),
+    "language_model": (2, TENSORS | {"transformers", "transformer_lens"}),
+    "order": (2, {"numpy", "jaxtyping"}),
+    "stream": (2, TENSORS),
+    "export": (2, TENSORS | {"safetensors"}),
+    "measure": (3, TENSORS | {"tqdm"}),
+    "entry": (3, HYDRA),
+    "module": (3, TENSORS | {"lightning", "tqdm"}),
+    "checkpoints": (3, TENSORS | {"lightning"}),
+    "runs": (3, set()),
+    "loggers": (3, {"lightning", "wandb", "tensorboard"}),
+    "cache": (4, TENSORS | {"tqdm"}),
+    "train": (4, TENSORS | {"lightning"}),
+    "evaluate": (4, set()),
+    "analyze": (4, TENSORS | {"tqdm"}),
+    "demo.__main__": (5, TENSORS),
+    "demo.bigram": (5, TENSORS),
+    "demo.train_model": (5, TENSORS | {"transformers", "tokenizers", "tqdm"}),
+    "demo": (0, set()),
+    "demo.*": (0, set()),
+    "": (0, set()),  # saepipe/__init__.py, the front door: see UPWARD
+}
+
+# Imports of a higher layer that are wanted, (from, to) -> why; only inside functions or for type checkers.
+UPWARD = {
+    ("", "*"): "the front door re-exports what any layer holds, each when first used",
+    ("saes.base", "export"): "SAE.load and SAE.from_pretrained are methods, as SAELens' users know them",
+}
+
+
+class Import(NamedTuple):
+    """One import: what, on which line, and whether it runs when the module is loaded."""
+
+    target: str
+    line: int
+    at_load: bool
+
+
+def row_of(module: str) -> tuple[int, set[str]] | None:
+    """Find the row of a module such as `saes.topk`."""
+    parents = [f"{module.rsplit('.', depth)[0]}.*" for depth in range(1, module.count(".") + 1)]
+    return next((ROOMS[row] for row in [module, *parents] if row in ROOMS), None)
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Name every module below saepipe -> its file."""
+    paths = {path.relative_to(PACKAGE).with_suffix("").parts: path for path in sorted(PACKAGE.rglob("*.py"))}
+    return {".".join(parts[:-1] if parts[-1] == "__init__" else parts): path for parts, path in paths.items()}
+
+
+@cache
+def imports_of(module: str) -> tuple[Import, ...]:
+    """List what a module imports, with the file's own names of submodules resolved."""
+    return tuple(_imports(ast.parse(modules()[module].read_text(encoding="utf-8")), at_load=True))
+
+
+def _imports(node: ast.AST, *, at_load: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(alias.name, child.lineno, at_load) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            yield from (Import(name, child.lineno, at_load) for name in _from_targets(child))
+        elif isinstance(child, ast.Call):
+            yield from (Import(name, child.lineno, at_load) for name in _dynamic_targets(child))
+        later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or _is_for_types(child)
+        yield from _imports(child, at_load=at_load and not later)
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def _from_targets(node: ast.ImportFrom) -> list[str]:
+    """`from saepipe import saes` imports that module, `from saepipe.saes import SAE` a name in `saepipe.saes`."""
+    base = "." * node.level + (node.module or "")
+    named = [f"{base}.{alias.name}" for alias in node.names]
+    return [name if ours(name) in modules() or base == "saepipe" else base for name in named]
+
+
+def _dynamic_targets(node: ast.Call) -> list[str]:
+    """Follow `import_module("a.b")`, and `import_module(f"saepipe.saes.{name}")` to every module that it can name."""
+    called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if called not in ("import_module", "__import__") or not node.args:
+        return []
+    match node.args[0]:
+        case ast.Constant(value=str(name)):
+            return [name]
+        case ast.JoinedStr(values=[ast.Constant(value=str(prefix)), *_]):
+            return [f"saepipe.{name}" for name in modules() if f"saepipe.{name}".startswith(prefix)]
+    return []
+
+
+def ours(target: str) -> str | None:
+    """Strip `saepipe.`; None for other people's packages."""
+    return target.removeprefix("saepipe").removeprefix(".") if target.split(".")[0] == "saepipe" else None
+
+
+def reached_from(module: str) -> dict[str, str]:
+    """Map every module of ours that one can end up importing -> the one that imports it.
+
+    A package's `__init__` runs when a module in it is imported, but the functions in it do not.
+    """
+    found, waiting = {module: module}, [(module, True)]
+    while waiting:
+        here, whole = waiting.pop()
+        for item in imports_of(here):
+            target = ours(item.target)
+            if target is None or not (whole or item.at_load):
+                continue
+            packages = [target.rsplit(".", depth)[0] for depth in range(1, target.count(".") + 1)]
+            for name, entered in [(target, target != ""), ("", False), *((package, False) for package in packages)]:
+                if name in modules() and name not in found:
+                    found[name] = here
+                    waiting.append((name, entered))
+    return found
+
+
+def label(module: str) -> str:
+    return modules()[module].relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("module", modules())
+def test_every_module_has_a_row(module: str) -> None:
+    assert row_of(module), f"{label(module)} has no row in ROOMS of tests/test_layers.py: add one with its layer"
+
+
+def test_every_row_has_a_module() -> None:
+    patterns = {row.removesuffix(".*") for row in ROOMS if row.endswith(".*")}
+    gone = {row for row in ROOMS if not row.endswith(".*")} - set(modules())
+    assert not gone, f"ROOMS names modules that are not there: {sorted(gone)}"
+    assert patterns <= set(modules())
+
+
+@pytest.mark.parametrize("module", modules())
+def test_no_import_of_a_higher_layer(module: str) -> None:
+    layer, _ = row_of(module) or (0, set())
+    for item in imports_of(module):
+        here, target = f"{label(module)}:{item.line}", ours(item.target)
+        assert not item.target.startswith("."), f"{here} imports relatively; write saepipe.<module>"
+        if target is None or target.startswith("__"):
+            continue
+        assert target in modules(), (
+            f"{here} imports {item.target}, which is no module: import it from where it is defined"
+        )
+        row = row_of(target) or (0, set())
+        wanted = not item.at_load and {(module, target), (module, "*")} & set(UPWARD)
+        assert row[0] <= layer or wanted, (
+            f"{here} (layer {layer}) imports {item.target} (layer {row[0]}): "
+            "move what it needs down, or hand it in as an argument"
+        )
+
+
+@pytest.mark.parametrize("module", modules())
+def test_third_party_imports_are_in_the_row(module: str) -> None:
+    _, allowed = row_of(module) or (0, set())
+    for item in imports_of(module):
+        package = item.target.split(".")[0]
+        if package not in sys.stdlib_module_names | {"saepipe", ""}:
+            assert package in allowed, (
+                f"{label(module)}:{item.line} imports {package}; its row allows {sorted(allowed)}"
+            )
+
+
+def test_train_reaches_no_language_model_library() -> None:
+    reached = reached_from("train")
+    assert {"config", "entry", "stream", "module", "export"} <= set(reached)  # else the search itself is broken
+    for module, by in reached.items():
+        for item in imports_of(module):
+            assert item.target.split(".")[0] not in LANGUAGE_MODEL_LIBRARIES, (
+                f"train reaches {item.target} through {label(module)}:{item.line} (imported by {label(by)})"
+            )
+
+
+def loaded_by(code: str) -> set[str]:
+    """Run code in a fresh interpreter and name the top-level modules that are loaded at its end."""
+    script = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split("\n"))
+
+
+def test_import_saepipe_is_light() -> None:
+    loaded = loaded_by("import saepipe")
+    assert "saepipe" in loaded
+    assert not loaded & ({"torch", "lightning", "numpy", "hydra", "wandb"} | LANGUAGE_MODEL_LIBRARIES)
+
+
+@pytest.mark.parametrize("verb", ["cache", "train", "evaluate", "analyze"])
+def test_help_loads_no_heavy_library(verb: str) -> None:
+    call = f"import runpy; sys.argv = ['{verb}', '--help']; runpy.run_module('saepipe.{verb}', run_name='__main__')"
+    loaded = loaded_by(call)
+    assert {"saepipe.entry", "saepipe.config", "hydra"} <= loaded
+    assert not loaded & ({"torch", "lightning", "wandb"} | LANGUAGE_MODEL_LIBRARIES)
+
+
+def test_help_answers_at_once() -> None:
+    times_s = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "saepipe.train", "--help"], cwd=ROOT, capture_output=True, text=True
+        )
+        times_s.append(time.perf_counter() - begin)
+        assert done.returncode == 0, done.stderr
+        assert "sae" in done.stdout
+    assert statistics.median(times_s) < 3

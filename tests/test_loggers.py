@@ -1,0 +1,62 @@
+import csv
+from pathlib import Path
+
+import pytest
+
+from saepipe import entry
+from saepipe.errors import UserError
+from saepipe.loggers import CSVMetrics, close, open_loggers
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_step_is_one_row(tmp_path: Path) -> None:
+    log = CSVMetrics(tmp_path / "metrics.csv")
+    log.log_metrics({"loss": 0.5, "l0": 3}, step=1)
+    log.log_metrics({"loss": 0.25, "l0": 2}, step=2)
+    assert rows(tmp_path / "metrics.csv") == [
+        {"step": "1", "loss": "0.5", "l0": "3.0"},
+        {"step": "2", "loss": "0.25", "l0": "2.0"},
+    ]
+
+
+def test_a_metric_that_comes_later_adds_a_column(tmp_path: Path) -> None:
+    log = CSVMetrics(tmp_path / "metrics.csv")
+    log.log_metrics({"loss": 0.5}, step=1)
+    log.log_metrics({"loss": 0.25, "rate": 9.0}, step=2)
+    log.log_metrics({"loss": 0.125, "rate": 8.0}, step=3)
+    assert [row["rate"] for row in rows(tmp_path / "metrics.csv")] == ["", "9.0", "8.0"]
+
+
+def test_a_resume_keeps_the_rows_up_to_its_step(tmp_path: Path) -> None:
+    first = CSVMetrics(tmp_path / "metrics.csv")
+    for step in range(1, 6):
+        first.log_metrics({"loss": 1 / step}, step=step)
+    resumed = CSVMetrics(tmp_path / "metrics.csv", start_step=3)
+    resumed.log_metrics({"loss": 0.25}, step=4)
+    assert [row["step"] for row in rows(tmp_path / "metrics.csv")] == ["1", "2", "3", "4"]
+    CSVMetrics(tmp_path / "metrics.csv")  # a fresh start
+    assert rows(tmp_path / "metrics.csv") == []
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
+def test_other_loggers_write_beside_the_csv(tmp_path: Path, logger: str) -> None:
+    config = entry.load_config("train", [f"run.dir={tmp_path}", f"logger={logger}", "logger.offline=true"])
+    opened = open_loggers(config, start_step=0)
+    try:
+        for log in opened:
+            log.log_metrics({"loss": 0.5}, step=1)
+    finally:
+        close(opened)
+    assert rows(tmp_path / "metrics.csv")
+    assert [path for path in (tmp_path / logger).rglob("*") if path.is_file()]
+
+
+def test_a_logger_that_is_not_installed_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tensorboard", None)
+    config = entry.load_config("train", [f"run.dir={tmp_path}", "logger=tensorboard"])
+    with pytest.raises(UserError, match=r"saepipe\[tensorboard\]"):
+        open_loggers(config, start_step=0)

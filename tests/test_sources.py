@@ -1,0 +1,163 @@
+"""Every kind of data gives the same documents, and what cannot be read is refused in one sentence."""
+
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import pytest
+
+from saepipe.config import DataConfig
+from saepipe.errors import UserError
+from saepipe.sources import Source
+
+TEXTS = [f"document {number}\nwith a second line" for number in range(300)]
+ROWS = {"id": list(range(300)), "text": TEXTS, "ids": [[number % 7, 2, 3] for number in range(300)]}
+
+
+def read(path: Path, **keys: object) -> list[object]:
+    return list(Source.open(DataConfig(path=str(path), **keys), seed=0).documents())
+
+
+def _txt(path: Path, rows: dict[str, list]) -> None:
+    path.write_text("\n\n".join(rows["text"]), encoding="utf-8")
+
+
+def _jsonl(path: Path, rows: dict[str, list]) -> None:
+    lines = (dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True))
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+
+
+def _arrow(path: Path, rows: dict[str, list]) -> None:
+    with datasets.arrow_writer.ArrowWriter(path=str(path)) as writer:
+        writer.write_batch(rows)
+        writer.finalize()
+
+
+WRITERS: dict[str, Callable[[Path, dict[str, list]], object]] = {
+    "parquet": lambda path, rows: datasets.Dataset.from_dict(rows).to_parquet(path),
+    "jsonl": _jsonl,
+    "json": _jsonl,
+    "txt": _txt,
+    "arrow": _arrow,
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_file_and_folder(tmp_path: Path, kind: str) -> None:
+    WRITERS[kind](tmp_path / f"one.{kind}", ROWS)
+    assert read(tmp_path / f"one.{kind}") == TEXTS
+    folder = tmp_path / "several"
+    (folder / "deeper").mkdir(parents=True)
+    for name, part in (("a", slice(0, 100)), ("deeper/b", slice(100, 300))):
+        WRITERS[kind](folder / f"{name}.{kind}", {key: values[part] for key, values in ROWS.items()})
+    (folder / "notes.md").write_text("no data")
+    assert sorted(read(folder)) == sorted(TEXTS)
+    if kind != "txt":
+        assert read(tmp_path / f"one.{kind}", column="ids")[8] == [1, 2, 3]
+
+
+def test_splits_of_a_folder_follow_its_file_names(tmp_path: Path) -> None:
+    _txt(tmp_path / "train.txt", {"text": ["to train on"]})
+    _txt(tmp_path / "test.txt", {"text": ["to test on"]})
+    assert read(tmp_path) == ["to train on"]
+    assert read(tmp_path, split="test") == ["to test on"]
+    with pytest.raises(UserError, match=r"data.split=dev is not in .*test.*train"):
+        read(tmp_path, split="dev")
+
+
+def test_saved_to_disk(tmp_path: Path) -> None:
+    saved = datasets.Dataset.from_dict(ROWS)
+    saved.save_to_disk(tmp_path / "one")
+    assert read(tmp_path / "one") == TEXTS
+    datasets.DatasetDict({"train": saved, "tiny": saved.select(range(3))}).save_to_disk(tmp_path / "splits")
+    assert read(tmp_path / "splits", split="tiny") == TEXTS[:3]
+    with pytest.raises(UserError, match=r"data.split=tinny is not known; did you mean tiny"):
+        read(tmp_path / "splits", split="tinny")
+
+
+def test_paragraphs_and_empty_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\nstill one\r\n\r\ntwo\n\n\n\n \n\nthree\n", encoding="utf-8")
+    assert [str(document).strip() for document in read(tmp_path / "a.txt")] == ["one\nstill one", "two", "three"]
+    _jsonl(tmp_path / "a.jsonl", {"text": ["", None, "  ", "kept"]})
+    assert read(tmp_path / "a.jsonl") == ["kept"]
+
+
+def test_demo_is_endless() -> None:
+    source = Source.open(DataConfig(path="demo"), seed=3)
+    first, second = list(islice(source.documents(), 20)), list(islice(source.documents(), 20))
+    assert first == second
+    assert len({*map(str, first)}) > 15
+    assert first != list(islice(Source.open(DataConfig(path="demo"), seed=4).documents(), 20))
+
+
+def test_side_depends_on_text_and_seed_alone() -> None:
+    source = Source.open(DataConfig(path="demo", held_out=0.2), seed=0)
+    sides = [source.holds_out(text) for text in TEXTS]
+    assert 0.1 < sum(sides) / len(sides) < 0.3
+    assert sides == [source.holds_out(text) for text in TEXTS]
+    other = Source.open(DataConfig(path="demo", held_out=0.2), seed=1)
+    assert sides != [other.holds_out(text) for text in TEXTS]
+    wider = Source.open(DataConfig(path="demo", held_out=0.4), seed=0)
+    assert all(wider.holds_out(text) for text, side in zip(TEXTS, sides, strict=True) if side)
+    assert not any(Source.open(DataConfig(path="demo", held_out=0.0), seed=0).holds_out(text) for text in TEXTS)
+    assert isinstance(source.holds_out([1, 2, 3]), bool)
+
+
+def test_identity_notices_other_data(tmp_path: Path) -> None:
+    _txt(tmp_path / "a.txt", ROWS)
+    before = Source.open(DataConfig(path=str(tmp_path / "a.txt")), seed=0).identity
+    _txt(tmp_path / "a.txt", {"text": TEXTS[:-1]})
+    assert Source.open(DataConfig(path=str(tmp_path / "a.txt")), seed=0).identity != before
+    json.dumps(before)
+
+
+def test_data_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"data.path=no.parquet does not exist; check the path"):
+        read(Path("no.parquet"))
+    with pytest.raises(UserError, match=r"data.path=/nowhere/data does not exist"):
+        read(Path("/nowhere/data"))
+    with pytest.raises(UserError, match=r"data.path=owner/absent .*hub cannot be reached"):
+        read(Path("owner/absent"))
+    with pytest.raises(UserError, match=r"holds no data"):
+        read(tmp_path)
+
+
+def test_unknown_column_and_type(tmp_path: Path) -> None:
+    _jsonl(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(UserError, match=r"data.column=texts is not known; did you mean text"):
+        read(tmp_path / "a.jsonl", column="texts")
+    with pytest.raises(
+        UserError, match=r"data.column=id holds values of type int, neither text nor lists of token ids"
+    ):
+        read(tmp_path / "a.jsonl", column="id")
+
+
+def test_mixed_kinds(tmp_path: Path) -> None:
+    _txt(tmp_path / "a.txt", ROWS)
+    _jsonl(tmp_path / "b.jsonl", ROWS)
+    with pytest.raises(UserError, match=r"holds files of several kinds \(.jsonl, .txt\); keep one kind"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.parquet", b"no parquet"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": '),
+        ("a.txt", b"\xff\xfe\xfa"),
+        ("a.txt", b""),
+    ],
+)
+def test_damaged_files(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be read|has no rows"):
+        read(tmp_path / name)
+
+
+def test_damage_further_on(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": "some words " * 1000})] * 2000
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + '\n{"text": ')
+    with pytest.raises(UserError, match=r"cannot be read"):
+        read(tmp_path / "a.jsonl")

@@ -1,0 +1,150 @@
+"""Documents become contexts: where each token lands, which are special, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_models
+from transformers import PreTrainedTokenizerFast
+
+from saepipe.config import DataConfig
+from saepipe.errors import UserError
+from saepipe.sources import Source
+from saepipe.token_store import TokenStore
+from saepipe.tokens import build
+
+BOS, EOS = 0, 1
+TOKENIZER = small_models.tokenizer()
+TEXTS = [" ".join(small_models.WORDS[number % 7 : number % 7 + 3 + number % 5]) + f" {number}" for number in range(400)]
+
+
+def make(
+    folder: Path,
+    rows: list[object],
+    *,
+    tokens: int,
+    tokenizer: PreTrainedTokenizerFast = TOKENIZER,
+    seed: int = 0,
+    **keys: object,
+) -> TokenStore:
+    folder.mkdir(exist_ok=True)
+    (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    data = DataConfig(path=str(folder / "a.jsonl"), **{"context_size": 16, "held_out": 0.0} | keys)
+    source = Source.open(data, seed=seed)
+    return build(folder / "tokens", source, tokenizer, tokens=tokens, vocab_size=small_models.VOCAB)
+
+
+def joined(documents: list[list[int]], separator: list[int]) -> list[int]:
+    return [token for document in documents for token in document + separator]
+
+
+def ids_of(texts: list[str]) -> list[list[int]]:
+    return TOKENIZER(texts, add_special_tokens=False)["input_ids"]
+
+
+def test_packed_contexts(tmp_path: Path) -> None:
+    store = make(tmp_path, TEXTS, tokens=1001)
+    assert store.train.ids.shape == (63, 16)  # whole contexts
+    assert (store.train.ids[:, 0] == BOS).all()
+    expected = joined(ids_of(TEXTS), [EOS])[: 63 * 15]
+    assert store.train.ids[:, 1:].reshape(-1).tolist() == expected
+    np.testing.assert_array_equal(store.train.special, np.isin(store.train.ids, [BOS, EOS]))
+    numbers = np.repeat(np.arange(400), [len(ids) + 1 for ids in ids_of(TEXTS)])[: 63 * 15]
+    assert store.train.documents[:, 1:].reshape(-1).tolist() == numbers.tolist()
+    assert (store.train.documents[:, 0] == store.train.documents[:, 1]).all()
+    assert store.special_ids == [BOS, EOS]
+    assert len(store.heldout) == 0
+
+
+def test_without_bos_and_unpacked(tmp_path: Path) -> None:
+    store = make(tmp_path / "a", TEXTS, tokens=500, prepend_bos=False)
+    assert store.train.ids.reshape(-1).tolist() == joined(ids_of(TEXTS), [EOS])[: len(store.train) * 16]
+    store = make(tmp_path / "b", TEXTS, tokens=500, pack=False, context_size=8)
+    starts = [ids[start : start + 7] for ids in ids_of(TEXTS) for start in range(0, len(ids) - 6, 7)]
+    assert store.train.ids.tolist() == [[BOS, *ids] for ids in starts[: len(store.train)]]
+    assert all(len(set(row)) == 1 for row in store.train.documents.tolist())
+
+
+def test_token_ids_are_taken_as_they_are(tmp_path: Path) -> None:
+    rows = [[BOS, *range(2, 17)], [BOS, *range(30, 45)]] * 20
+    store = make(tmp_path / "a", rows, tokens=320, pack=False)
+    assert store.train.ids.tolist() == rows[:20]  # the rows' own bos is not doubled
+    ended = [[5, 6, 7, EOS], [8, 9]] * 50
+    store = make(tmp_path / "b", ended, tokens=160)
+    assert store.train.ids[0].tolist() == [BOS, 5, 6, 7, EOS, 8, 9, EOS, 5, 6, 7, EOS, 8, 9, EOS, 5]
+
+
+@pytest.mark.parametrize("token", [small_models.VOCAB, -1])
+def test_ids_outside_the_vocabulary(tmp_path: Path, token: int) -> None:
+    with pytest.raises(UserError, match=rf"data.column=text has the token id {token}, outside .*vocabulary of 320"):
+        make(tmp_path, [[2, 3, token]] * 20, tokens=16)
+    assert not (tmp_path / "tokens" / "plan.json").exists()
+
+
+def test_sides_share_no_document(tmp_path: Path) -> None:
+    store = make(tmp_path / "a", TEXTS, tokens=1000, held_out=0.3)
+    assert len(store.heldout) > 5
+    assert not set(store.train.documents.reshape(-1)) & set(store.heldout.documents.reshape(-1))
+    source = Source.open(DataConfig(path=str(tmp_path / "a" / "a.jsonl"), held_out=0.3), seed=0)
+    assert all(source.holds_out(TEXTS[number]) for number in set(store.heldout.documents.reshape(-1)))
+    assert make(tmp_path / "b", TEXTS, tokens=1000, held_out=0.3, seed=1).hash != store.hash
+
+
+def test_nothing_held_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, TEXTS, tokens=1000, held_out=0.001)
+    assert "data.held_out=0.001 left no whole context out" in caplog.text
+
+
+def test_reading_stops_when_there_is_enough(tmp_path: Path) -> None:
+    data = DataConfig(path="demo", context_size=32)  # endless
+    store = build(tmp_path, Source.open(data, seed=0), TOKENIZER, tokens=5000, vocab_size=small_models.VOCAB)
+    assert len(store.train) == 157
+    assert len(store.heldout) > 0
+
+
+def test_tokenizers_without_special_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bare = small_models.tokenizer(bos=False, eos=False)
+    with pytest.raises(UserError, match=r"data.prepend_bos=true needs .*set data.prepend_bos=false"):
+        make(tmp_path / "a", TEXTS, tokens=500, tokenizer=bare)
+    caplog.set_level("INFO")
+    store = make(tmp_path / "b", TEXTS, tokens=500, tokenizer=bare, prepend_bos=False)
+    assert "documents are joined by nothing" in caplog.text
+    assert store.train.ids.reshape(-1).tolist() == joined(ids_of(TEXTS), [])[: len(store.train) * 16]
+    only_bos = small_models.tokenizer(eos=False)
+    store = make(tmp_path / "c", TEXTS, tokens=500, tokenizer=only_bos, prepend_bos=False)
+    assert "documents are joined by its beginning-of-sequence token" in caplog.text
+    assert store.train.ids.reshape(-1).tolist() == joined(ids_of(TEXTS), [BOS])[: len(store.train) * 16]
+
+
+def test_too_few_tokens(tmp_path: Path) -> None:
+    have = (sum(map(len, ids_of(TEXTS))) + len(TEXTS)) // 15 * 16
+    with pytest.raises(UserError, match=rf"store.tokens=100000 is more than the {have} .*set store.tokens={have}"):
+        make(tmp_path, TEXTS, tokens=100_000)
+    assert not list((tmp_path / "tokens").iterdir())
+    assert len(make(tmp_path, TEXTS, tokens=have).train) * 16 == have
+    with pytest.raises(UserError, match=r"give more text or lower data.context_size, or set data.pack=true"):
+        make(tmp_path / "b", TEXTS, tokens=100, context_size=60, pack=False)
+
+
+def test_same_plan_is_reused_and_another_refused(tmp_path: Path) -> None:
+    first = make(tmp_path, TEXTS, tokens=1000)
+    modified = (tmp_path / "tokens" / "train.ids").stat().st_mtime_ns
+    assert make(tmp_path, TEXTS, tokens=1000).hash == first.hash
+    assert (tmp_path / "tokens" / "train.ids").stat().st_mtime_ns == modified
+    for key, keys in {
+        "store.tokens": {"tokens": 1016},
+        "data.context_size": {"tokens": 1000, "context_size": 8},
+        "model.name .tokenizer.": {"tokens": 1000, "tokenizer": small_models.tokenizer(eos=False)},
+    }.items():
+        with pytest.raises(UserError, match=rf"holds the tokens of another plan: {key} is .* there and"):
+            make(tmp_path, TEXTS, **keys)
+
+
+def test_reserved_special_tokens_count(tmp_path: Path) -> None:
+    tokenizer = small_models.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<reserved>"]})
+    reserved = tokenizer.convert_tokens_to_ids("<reserved>")
+    source = Source.open(DataConfig(path="demo", context_size=8), seed=0)
+    store = build(tmp_path, source, tokenizer, tokens=8, vocab_size=reserved + 1)
+    assert store.special_ids == [BOS, EOS, reserved]

@@ -1,0 +1,207 @@
+"""Training for real, on a small store: what is left behind, what is refused, and that a killed run ends the same."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+import small_store
+import torch
+
+from saepipe import entry, export
+from saepipe.config import RunConfig
+from saepipe.errors import UserError
+from saepipe.train import train
+
+ROOT = Path(__file__).parents[1]
+HOOK = "blocks.0.hook_resid_post"
+KEYS = [f"stream.hook={HOOK}", "sae.d_sae=12", "stream.batch_tokens=24", "stream.window_tokens=96", "train.tokens=720"]
+TOPK = [*KEYS, "sae=topk", "sae.k=3", "train.log_every_steps=10", "train.checkpoint_every_steps=10"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    small_store.build(folder)
+    return folder
+
+
+def configured(store: Path, run: Path, *overrides: str) -> RunConfig:
+    return entry.load_config("train", [*TOPK, f"store.dir={store}", f"run.dir={run}", *overrides])
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return dict(export.load(run / "sae").named_parameters())
+
+
+def test_a_run_leaves_everything_that_the_verbs_after_it_need(store: Path, tmp_path: Path) -> None:
+    summary = train(configured(store, tmp_path / "x"))
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {
+        ".lock", "config.yaml", "metrics.csv", "summary.json", "checkpoints", "sae",
+    }  # fmt: skip
+    assert summary == json.loads((tmp_path / "x" / "summary.json").read_text())
+    assert summary["steps"] == 30
+    assert summary["tokens"] == 720
+    assert re.fullmatch(r"[0-9a-f]{64}", summary["store"]["identity"])
+    assert summary["versions"]["torch"] == torch.__version__
+    assert summary["device"].startswith("cpu")
+    assert summary["metrics"]["metrics/l0"] <= 3
+    assert summary["command"].startswith("python -m saepipe.train stream.hook=")
+    assert len((tmp_path / "x" / "metrics.csv").read_text().splitlines()) == 1 + 3
+    cfg = json.loads((tmp_path / "x" / "sae" / "cfg.json").read_text())
+    assert cfg["metadata"]["hook_name"] == HOOK
+    assert cfg["metadata"]["model_name"] == "small"
+    # Model and data come from the store's plan, not from this command's defaults.
+    assert entry.read_config(tmp_path / "x" / "config.yaml").data.path == "small.txt"
+
+
+def test_training_lowers_the_loss(store: Path, tmp_path: Path) -> None:
+    train(configured(store, tmp_path / "x", "train.tokens=7200", "optim.lr=0.02"))
+    lines = (tmp_path / "x" / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index("losses/mse")
+    assert float(lines[-1].split(",")[column]) < 0.5 * float(lines[1].split(",")[column])
+
+
+def test_the_same_command_twice_says_that_it_is_done(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = train(configured(store, tmp_path / "x"))
+    stamp = (tmp_path / "x" / "sae" / "sae_weights.safetensors").stat().st_mtime_ns
+    caplog.set_level("INFO", "saepipe")
+    assert train(configured(store, tmp_path / "x")) == first
+    assert "already trained" in caplog.text
+    assert (tmp_path / "x" / "sae" / "sae_weights.safetensors").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk"])
+def test_bf16_mixed_trains_and_keeps_float32_weights(store: Path, tmp_path: Path, architecture: str) -> None:
+    overrides = [
+        *KEYS,
+        f"sae={architecture}",
+        f"store.dir={store}",
+        f"run.dir={tmp_path}",
+        "trainer.precision=bf16-mixed",
+    ]
+    overrides += ["sae.k=3"] if architecture == "topk" else []
+    train(entry.load_config("train", overrides))
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path).values())
+
+
+def launched(overrides: list[str], **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "error::UserWarning:saepipe", "-m", "saepipe.train", *overrides]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_a_run_killed_and_resumed_ends_with_the_same_bits(store: Path, tmp_path: Path) -> None:
+    keys = [*TOPK, "train.tokens=9600", "train.checkpoint_every_steps=20", f"store.dir={store}"]
+    train(entry.load_config("train", [*keys, f"run.dir={tmp_path / 'whole'}"]))
+    killed = tmp_path / "killed"
+    process = launched([*keys, f"run.dir={killed}"])
+    deadline = time.monotonic() + 120
+    while len(list(killed.glob("checkpoints/*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "summary.json").exists(), "the run was over before it could be killed"
+    summary = train(entry.load_config("train", [*keys, f"run.dir={killed}"]))
+    assert 0 < summary["resumed_from_step"] < summary["steps"] == 400
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(value, weights(killed)[name]), name
+    steps = [line.split(",")[0] for line in (killed / "metrics.csv").read_text().splitlines()[1:]]
+    assert steps == [str(step) for step in range(10, 401, 10)]
+
+
+def test_a_second_process_on_one_run_says_who_holds_it(store: Path, tmp_path: Path) -> None:
+    from saepipe.lock import hold
+
+    (tmp_path / "x").mkdir()
+    with hold(tmp_path / "x", key="run.dir"):
+        process = launched([*TOPK, f"store.dir={store}", f"run.dir={tmp_path / 'x'}"])
+        output, _ = process.communicate()
+    assert process.returncode == 2, output
+    assert f"process {os.getpid()}" in output
+    assert "Traceback" not in output
+
+
+def test_a_folder_of_another_run_is_refused(store: Path, tmp_path: Path) -> None:
+    train(configured(store, tmp_path / "x"))
+    with pytest.raises(UserError, match=r"sae.k is 3 there and 2 here"):
+        train(configured(store, tmp_path / "x", "sae.k=2"))
+    with pytest.raises(UserError, match=r"train.tokens is 720 there and 960 here"):
+        train(configured(store, tmp_path / "x", "train.tokens=960"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.name=other", "model.name=other differs from the store's"),
+        ("data.path=other.txt", "data.path=other.txt differs"),
+        ("store.dtype=float32", "store.dtype=float32 differs"),
+        ("model.hooks=[blocks.7.hook_resid_post]", "model.hooks"),
+        ("stream.hook=blocks.9.hook_resid_post", "stream.hook=blocks.9.hook_resid_post is not known; did you mean"),
+        ("stream.hook=null", "stream.hook"),
+        ("stream.batch_tokens=4096", "stream.batch_tokens"),
+        ("train.tokens=23", "train.tokens=23"),
+        ("sae.k=13", "sae.k=13"),
+    ],
+)
+def test_what_does_not_fit_the_store_is_refused_before_anything_is_written(
+    store: Path, tmp_path: Path, override: str, words: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        train(configured(store, tmp_path / "x", override))
+    assert not (tmp_path / "x" / "config.yaml").exists()
+
+
+def test_a_store_that_is_missing_or_incomplete_names_the_cache_command(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"python -m saepipe.cache"):
+        train(configured(tmp_path / "absent", tmp_path / "x"))
+    small_store.build(tmp_path / "store")
+    (tmp_path / "store" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="incomplete"):
+        train(configured(tmp_path / "store", tmp_path / "x"))
+
+
+def test_a_run_that_diverges_stops_with_the_step_and_keeps_the_last_checkpoint(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is nan at step 10; .*optim\.lr"):
+        train(configured(store, tmp_path / "x", "optim.lr=1e30"))
+    assert not (tmp_path / "x" / "sae").exists()
+
+
+def test_running_out_of_memory_names_the_keys(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"stream\.batch_tokens=12"):
+        train(configured(store, tmp_path / "x", "sae.d_sae=1000000000000"))
+
+
+def test_train_needs_no_language_model_library(store: Path, tmp_path: Path) -> None:
+    hidden = {"transformers", "transformer_lens", "datasets"}
+    packages = tmp_path / "packages"  # this environment without the three, as if they had never been installed
+    packages.mkdir()
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if path.name.split("-")[0].lower() not in hidden:
+            (packages / path.name).symlink_to(path)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{packages}"}
+    isolated = [sys.executable, "-S", "-c"]
+    for name in hidden:
+        assert subprocess.run([*isolated, f"import {name}"], env=environment, capture_output=True).returncode == 1
+    program = [*isolated, "from saepipe.train import main; main()"]
+    keys = [*TOPK, f"store.dir={store}", f"run.dir={tmp_path / 'x'}"]
+    done = subprocess.run([*program, *keys], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert export.load(tmp_path / "x" / "sae").d_sae == 12
+
+
+def test_a_sweep_gives_each_point_its_own_folder(store: Path, tmp_path: Path) -> None:
+    process = launched(["-m", *TOPK[:-1], f"store.dir={store}", f"run.dir={tmp_path}", "sae.k=2,3", "optim.lr=0.001"])
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert {path.name for path in tmp_path.iterdir()} == {"sae.k=2", "sae.k=3"}
+    for k in (2, 3):
+        assert export.load(tmp_path / f"sae.k={k}" / "sae").cfg.k == k
