@@ -7,19 +7,17 @@ the functions, so that `--help` and a mistyped key answer at once.
 
 import logging
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saepipe import durable, entry
 from saepipe.config import RunConfig
-from saepipe.errors import UserError, explained_memory
+from saepipe.errors import explained_memory
 from saepipe.feature_page import Excerpt, FeaturePage, Latent
 from saepipe.runs import Run
 
 if TYPE_CHECKING:
     from saepipe.latents import Contexts, LatentActivity
     from saepipe.saes.base import SAE
-    from saepipe.token_store import TokenStore
     from saepipe.token_text import TokenText
 
 log = logging.getLogger(__name__)
@@ -41,9 +39,9 @@ def analyze(config: RunConfig) -> dict[str, Any]:
     from saepipe.latents import Contexts, observe
     from saepipe.token_text import TokenText
 
-    run = Run(str(config.run.dir))
+    run = Run(config.run.dir)
     config = run.finished_config(config)
-    contexts = Contexts(_open_tokens(run, config), config.analyze.tokens)
+    contexts = Contexts(run.tokens(config.store.dir), config.analyze.tokens)
     model = LanguageModel.open(config.model)
     sae = run.load_sae().to(model.device)
     if contexts.training_tokens:
@@ -68,25 +66,6 @@ def analyze(config: RunConfig) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "tokens_per_s": round(tokens / seconds),
     }
-
-
-def _open_tokens(run: Run, config: RunConfig) -> "TokenStore":
-    """Open the tokens of the very store that the run was trained on."""
-    from saepipe.plan import Plan
-    from saepipe.token_store import TokenStore
-
-    folder = Path(config.store.dir)
-    if not (folder / "plan.json").is_file():
-        raise UserError(
-            f"store.dir={folder}, on which run.dir={run.folder} was trained, is not there; say with store.dir= where "
-            "it is now, or make it again with the same cache command as before"
-        )
-    if Plan.load(folder).identity != (run.summary() or {}).get("store", {}).get("identity"):
-        raise UserError(
-            f"store.dir={folder} is another store than the one on which run.dir={run.folder} was trained; say with "
-            "store.dir= where that one is"
-        )
-    return TokenStore.open(folder / "tokens")
 
 
 def _page(

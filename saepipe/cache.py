@@ -124,7 +124,7 @@ def _memory_bytes() -> float:
 
 
 def _tokens_per_s(config: RunConfig, model: "LanguageModel") -> float:
-    """Time the model on random tokens: whole batches, or as many contexts as take a fair part of a second."""
+    """Time the model on random tokens: whole batches, or as many contexts as take a second."""
     import torch
 
     hooks, seq = config.model.hooks, config.data.context_size
@@ -138,7 +138,7 @@ def _tokens_per_s(config: RunConfig, model: "LanguageModel") -> float:
 
     seconds(1)  # what is set up at the first call does not count
     contexts = 1
-    while (last := seconds(contexts)) < _TIMING_S / 4 and contexts < config.store.batch_prompts:
+    while (last := seconds(contexts)) < _TIMING_S and contexts < config.store.batch_prompts:
         contexts = min(4 * contexts, config.store.batch_prompts)
     times = [last]
     while sum(times) < _TIMING_S and len(times) < 10:

@@ -19,8 +19,15 @@ def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
         raise unknown(key, value, choices)
 
 
-def _at_least(key: str, value: float | None, least: float, *, exclusive: bool = False) -> None:
-    """Refuse a number below its bound; None means "derived" and passes."""
+def at_least(key: str, value: float | None, least: float, *, exclusive: bool = False) -> None:
+    """Refuse a number below its bound; None means "derived" and passes.
+
+    Args:
+        key: Dotted key, for the message.
+        value: What it is set to.
+        least: The bound.
+        exclusive: Refuse the bound itself, too.
+    """
     if value is not None and not (value > least if exclusive else value >= least):
         raise UserError(
             f"{key}={value} is out of range; give a value {'above' if exclusive else 'of at least'} {least}"
@@ -87,7 +94,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _at_least("data.context_size", self.context_size, 2)
+        at_least("data.context_size", self.context_size, 2)
         if not 0 <= self.held_out <= 0.5:
             raise UserError(f"data.held_out={self.held_out} is out of range; give a fraction from 0 to 0.5")
 
@@ -115,7 +122,7 @@ class StoreConfig:
         """Check the ranges."""
         _choice("store.dtype", self.dtype, STORE_DTYPES)
         for key in ("tokens", "shard_tokens", "shuffle_tokens", "batch_prompts"):
-            _at_least(f"store.{key}", getattr(self, key), 1)
+            at_least(f"store.{key}", getattr(self, key), 1)
         if self.shuffle_tokens % self.shard_tokens:
             nearest = max(1, round(self.shuffle_tokens / self.shard_tokens)) * self.shard_tokens
             raise UserError(
@@ -145,8 +152,8 @@ class StreamConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         for key in ("batch_tokens", "window_tokens", "lanes"):
-            _at_least(f"stream.{key}", getattr(self, key), 1)
-        _at_least("stream.prefetch_batches", self.prefetch_batches, 0)
+            at_least(f"stream.{key}", getattr(self, key), 1)
+        at_least("stream.prefetch_batches", self.prefetch_batches, 0)
         if self.lanes is not None and self.batch_tokens % self.lanes:
             nearest = max(1, round(self.batch_tokens / self.lanes)) * self.lanes
             raise UserError(
@@ -179,12 +186,12 @@ class OptimConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         _choice("optim.lr_scheduler_name", self.lr_scheduler_name, LR_SCHEDULERS)
-        _at_least("optim.lr", self.lr, 0, exclusive=True)
-        _at_least("optim.lr_end", self.lr_end, 0)
-        _at_least("optim.eps", self.eps, 0, exclusive=True)
-        _at_least("optim.lr_warm_up_steps", self.lr_warm_up_steps, 0)
-        _at_least("optim.lr_decay_steps", self.lr_decay_steps, 0)
-        _at_least("optim.grad_clip", self.grad_clip, 0, exclusive=True)
+        at_least("optim.lr", self.lr, 0, exclusive=True)
+        at_least("optim.lr_end", self.lr_end, 0)
+        at_least("optim.eps", self.eps, 0, exclusive=True)
+        at_least("optim.lr_warm_up_steps", self.lr_warm_up_steps, 0)
+        at_least("optim.lr_decay_steps", self.lr_decay_steps, 0)
+        at_least("optim.grad_clip", self.grad_clip, 0, exclusive=True)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optim.betas={self.betas} is out of range; give two numbers from 0 to below 1")
 
@@ -205,7 +212,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         for key in ("tokens", "log_every_steps", "checkpoint_every_steps"):
-            _at_least(f"train.{key}", getattr(self, key), 1)
+            at_least(f"train.{key}", getattr(self, key), 1)
 
 
 @dataclass
@@ -229,8 +236,8 @@ class RunFolder:
 
     name: str = "default"
     """Name of the run, and of its folder."""
-    dir: str | None = None
-    """Folder of the run; None is runs/<run.name>, and below it one folder per point of a sweep."""
+    dir: str = "runs/${run.name}"
+    """Folder of the run; in a sweep, each point has a folder in it."""
 
 
 @dataclass
@@ -270,8 +277,8 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _at_least("evaluate.tokens", self.tokens, 1)
-        _at_least("evaluate.batch_prompts", self.batch_prompts, 1)
+        at_least("evaluate.tokens", self.tokens, 1)
+        at_least("evaluate.batch_prompts", self.batch_prompts, 1)
 
 
 @dataclass
@@ -290,7 +297,7 @@ class AnalyzeConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         for key in ("tokens", "latents", "contexts", "batch_prompts"):
-            _at_least(f"analyze.{key}", getattr(self, key), 1)
+            at_least(f"analyze.{key}", getattr(self, key), 1)
 
 
 @dataclass

@@ -41,7 +41,7 @@ def main(verb: str, function: Callable[[RunConfig], object]) -> None:
         verb: Name of the root config in `conf/`.
         function: The verb; called once per point of a sweep.
     """
-    log_to_terminal()
+    prepare_process()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and the exit code is ours
 
     def task(composed: DictConfig) -> None:
@@ -115,6 +115,13 @@ def differences(mine: object, theirs: object, prefix: str = "") -> dict[str, tup
     return found
 
 
+def agree(typed: object, kept: object) -> bool:
+    """Compare a typed value with the one that a store or run keeps: lists in any order, paths however written."""
+    if isinstance(typed, list) and isinstance(kept, list):
+        return sorted(typed) == sorted(kept)
+    return typed == kept or (isinstance(typed, str) and str(Path(typed).expanduser().resolve()) == kept)
+
+
 def _typed(composed: DictConfig, overrides: Iterable[str], point: str | None) -> RunConfig:
     """Turn a composed config into dataclasses: the one place where a DictConfig ends."""
     if foreign := _keys_of(composed) - set(_known_keys()):  # +group.key=value adds what no dataclass knows
@@ -123,7 +130,6 @@ def _typed(composed: DictConfig, overrides: Iterable[str], point: str | None) ->
     assert isinstance(config, RunConfig)
     config.overrides = list(overrides)
     config.sae = _architecture_config(config.sae)
-    config.run.dir = config.run.dir or f"runs/{config.run.name}"
     if point:
         config.run.dir = f"{config.run.dir}/{point}"
     return config
@@ -181,14 +187,14 @@ def _known_keys() -> list[str]:
     """List every key of the schema in dotted form, with those of every architecture."""
     keys = _keys_of(OmegaConf.structured(RunConfig))
     for path in (CONF / "sae").glob("*.yaml"):
-        keys |= {f"sae.{name}" for name in OmegaConf.load(path) if name != "defaults"}
+        keys |= {f"sae.{name!s}" for name in OmegaConf.load(path) if name != "defaults"}
     return sorted(keys)
 
 
 def _keys_of(composed: DictConfig) -> set[str]:
     """List the keys of a config in dotted form."""
     groups = {str(group): composed[group] for group in composed}
-    nested = {f"{group}.{key}" for group, value in groups.items() if isinstance(value, DictConfig) for key in value}
+    nested = {f"{group}.{key!s}" for group, value in groups.items() if isinstance(value, DictConfig) for key in value}
     return nested | {group for group, value in groups.items() if not isinstance(value, DictConfig)}
 
 
@@ -196,8 +202,11 @@ def _options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def log_to_terminal() -> None:
-    """Send saepipe's messages to the terminal as plain lines; progress bars go to standard error."""
+def prepare_process() -> None:
+    """Set up a process that was started to run a verb: plain messages to the terminal, threads that wait politely."""
+    # OpenMP's idle threads spin by default: on a machine with other work, a sparse step took five times as long. It is
+    # read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("saepipe", "__main__"):  # a verb run by `python -m` is __main__

@@ -42,11 +42,10 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
     """
     from saepipe.language_model import LanguageModel
     from saepipe.measure import measure
-    from saepipe.token_store import TokenStore
 
-    run = Run(str(config.run.dir))
+    run = Run(config.run.dir)
     config = run.finished_config(config)
-    tokens = TokenStore.open(f"{config.store.dir}/tokens")
+    tokens = run.tokens(config.store.dir)
     if not len(tokens.heldout):
         raise UserError(
             f"data.held_out={config.data.held_out} left no whole context of held-out documents in {tokens.folder}; "

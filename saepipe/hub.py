@@ -4,7 +4,7 @@ The libraries' own loaders try five times over half a minute before they say tha
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from saepipe.errors import UserError
 
@@ -15,6 +15,13 @@ def local(name: str) -> Path | None:
     """Say which file or folder a name means; None where it can only be a hub id."""
     path = Path(name).expanduser()
     return path.resolve() if path.exists() else None
+
+
+def offline() -> bool:
+    """Say whether the user has switched the network off (`HF_HUB_OFFLINE=1`)."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
 
 
 def check(name: str, kind: Literal["model", "dataset"], revision: str | None, *, key: str) -> str | None:
@@ -34,11 +41,11 @@ def check(name: str, kind: Literal["model", "dataset"], revision: str | None, *,
     Raises:
         UserError: The repository is missing, gated or out of reach.
     """
-    from huggingface_hub import HfApi, constants, errors
+    from huggingface_hub import HfApi, errors
 
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{key}={name} does not exist; give an existing path or a hub id such as owner/name")
-    if constants.HF_HUB_OFFLINE:
+    if offline():
         return None
     try:
         info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=_TIMEOUT_S)
@@ -79,7 +86,7 @@ def out_of_reach(name: str, kind: str, why: str, *, key: str) -> UserError:
     )
 
 
-def fault(error: Exception, limit: int = 200) -> str:
-    """Shorten another library's message to its first sentence."""
-    lines: list[Any] = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:limit].rstrip(".")
+def fault(error: Exception, limit: int = 250) -> str:
+    """Put another library's message into one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]} ..."

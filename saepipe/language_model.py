@@ -95,11 +95,6 @@ class LanguageModel:
         plain = not self.config.compatibility_mode and all(hook in self._places for hook in self.config.hooks)
         return "huggingface" if plain else "bridge"
 
-    @property
-    def device_kind(self) -> str:
-        """The kind of hardware, on which the last bits of an activation depend."""
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the activations, for a store's plan: another identity may give other values."""
@@ -256,9 +251,9 @@ class LanguageModel:
             return UserError(
                 f"model.name={self.name} brings its own code; set model.trust_remote_code=true if you trust it"
             )
-        if Path(self.source).exists():
-            return UserError(f"model.name={self.name} has {what}; give a Hugging Face folder ({hub.fault(error)})")
-        return hub.out_of_reach(self.name, "model", hub.fault(error), key="model.name")
+        if hub.offline() and not Path(self.source).exists():
+            return hub.out_of_reach(self.name, "model", hub.fault(error), key="model.name")
+        return UserError(f"model.name={self.name} has {what}; give another Hugging Face model ({hub.fault(error)})")
 
 
 def _device(name: str) -> torch.device:

@@ -75,7 +75,7 @@ def open_loggers(config: RunConfig, start_step: int) -> list[Logger]:
     Raises:
         UserError: The package of the chosen logger is not installed.
     """
-    folder = Path(str(config.run.dir))
+    folder = Path(config.run.dir)
     opened: list[Logger] = [CSVMetrics(folder / "metrics.csv", start_step)]
     if config.logger.name == "wandb":
         opened.append(_wandb(config, folder))
@@ -100,7 +100,7 @@ def _wandb(config: RunConfig, folder: Path) -> Logger:
         raise UserError("logger=wandb needs the package wandb; pip install wandb, or logger=csv") from None
     run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     return WandbLogger(
-        name=str(config.run.dir),
+        name=config.run.dir,
         id=run_id,
         project=config.logger.project,
         entity=config.logger.entity,

@@ -36,7 +36,8 @@ def measure(
     """
     seq = side.ids.shape[1]
     contexts = min(len(side), max(1, most_tokens // seq))
-    fit, firing = metrics.Reconstruction(), metrics.Firing()
+    fit = metrics.ReconstructionFit(sae.d_out)
+    fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=model.device)
     sums = dict.fromkeys(("ce", "ce_sae", "ce_zero", "kl_sae", "kl_zero"), 0.0)
     predicted = 0
     for ids, counted in _batches(side, contexts, batch_prompts, model.device):
@@ -44,7 +45,7 @@ def measure(
         features = sae.encode(x[counted])
         reconstruction = sae.decode(features)
         fit.update(x[counted], reconstruction)
-        firing.update(features)
+        fired += (features > 0).sum(0)
         spliced = model.logits(ids, {hook: _replacing(counted, reconstruction)})
         zeroed = model.logits(ids, {hook: _replacing(counted, torch.zeros_like(reconstruction))})
         # A prediction counts where the activation that it is made from was replaced; the last token has no target.
@@ -59,21 +60,21 @@ def measure(
             sums[f"kl_{name}"] += float(functional.kl_div(logprobs, reference, reduction="sum", log_target=True))
     means = {name: value / predicted for name, value in sums.items()}
     return {
-        "tokens": fit.tokens,
+        "tokens": fit.rows,
         "contexts": contexts,
         "documents": len(set(side.documents[:contexts].reshape(-1).tolist())),
-        "l0": firing.l0,
-        "dead_fraction": float(firing.never_fired.double().mean()),
-        "dead_latents": int(firing.never_fired.sum()),
+        "l0": float(fired.sum() / fit.rows),
+        "dead_fraction": float((fired == 0).double().mean()),
+        "dead_latents": int((fired == 0).sum()),
         "d_sae": sae.d_sae,
         **fit.compute(),
         "ce_loss_without_sae": means["ce"],
         "ce_loss_with_sae": means["ce_sae"],
         "ce_loss_with_ablation": means["ce_zero"],
-        "ce_loss_score": metrics.recovered(means["ce"], means["ce_sae"], means["ce_zero"]),
+        "ce_loss_score": metrics.ce_loss_score(means["ce"], means["ce_sae"], means["ce_zero"]),
         "kl_div_with_sae": means["kl_sae"],
         "kl_div_with_ablation": means["kl_zero"],
-        "kl_div_score": metrics.recovered(0.0, means["kl_sae"], means["kl_zero"]),
+        "kl_div_score": metrics.kl_div_score(means["kl_sae"], means["kl_zero"]),
     }
 
 

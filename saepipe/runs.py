@@ -14,6 +14,7 @@ from saepipe.errors import UserError
 
 if TYPE_CHECKING:
     from saepipe.saes.base import SAE
+    from saepipe.token_store import TokenStore
 
 DECIDES_WEIGHTS = ("stream", "sae", "optim")
 """Groups that may not differ when a run resumes; train.tokens and train.seed decide the weights as well."""
@@ -78,7 +79,8 @@ class Run:
             )
         for group in ("model", "data", "store", "stream", "sae", "optim", "train"):
             for key, (mine, there) in entry.differences(getattr(config, group), getattr(theirs, group), group).items():
-                if config.typed(key) and key not in ("model.device", "model.trust_remote_code", "store.dir"):
+                free = key in ("model.device", "model.trust_remote_code", "store.dir")
+                if config.typed(key) and not free and not entry.agree(mine, there):
                     raise UserError(
                         f"{key}={mine} differs from the run's: {self.folder} has {key}={there}; leave the key out"
                     )
@@ -95,3 +97,28 @@ class Run:
         from saepipe import export
 
         return export.load(self.sae_folder)
+
+    def tokens(self, store: str | Path) -> "TokenStore":
+        """Open the tokens of the very store that the run was trained on.
+
+        Args:
+            store: `store.dir`, where the store is now.
+
+        Raises:
+            UserError: The store is gone or another one.
+        """
+        from saepipe.plan import Plan
+        from saepipe.token_store import TokenStore
+
+        folder = Path(store)
+        if not (folder / "plan.json").is_file():
+            raise UserError(
+                f"store.dir={folder}, on which run.dir={self.folder} was trained, is not there; say with store.dir= "
+                "where it is now, or make it again with the same cache command as before"
+            )
+        if Plan.load(folder).identity != (self.summary() or {}).get("store", {}).get("identity"):
+            raise UserError(
+                f"store.dir={folder} is another store than the one on which run.dir={self.folder} was trained; say "
+                "with store.dir= where that one is"
+            )
+        return TokenStore.open(folder / "tokens")

@@ -117,7 +117,7 @@ def _load_local(data: DataConfig, path: Path) -> "Dataset | IterableDataset":
     if path.is_file():
         name, options["data_files"] = _BUILDERS[path.suffix], str(path)
     else:
-        name = str(path)
+        name, options["name"] = str(path), data.name
     if path.suffix == ".txt" or (path.is_dir() and any(path.rglob("*.txt"))):
         options["sample_by"] = "paragraph"
     return _of_split(data, name, options)

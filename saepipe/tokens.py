@@ -66,34 +66,40 @@ def build(
     }
     if (Path(folder) / "plan.json").exists():
         return _reuse(TokenStore.open(folder), identity)
-    packers = {side: _Packer.of(tokenizer, source.data) for side in ("heldout", "train")}
-    if source.data.pack and tokenizer.eos_token_id is None:
-        joint = "nothing" if tokenizer.bos_token_id is None else "its beginning-of-sequence token"
-        log.info("the tokenizer has no end-of-sequence token: documents are joined by %s", joint)
     special_ids = _special_ids(tokenizer)
     needed = math.ceil(tokens / source.data.context_size)
     with (
         TokenStoreWriter(folder, context_size=source.data.context_size) as writer,
-        tqdm(total=tokens, unit="tok", unit_scale=True, desc="tokens", disable=None) as progress,
+        tqdm(total=tokens, unit="tok", unit_scale=True, desc="tokens", disable=None) as bar,
     ):
-        first = 0
-        for chunk in _chunks(source.documents()):
-            numbered = list(enumerate(_ids(chunk, source.data, tokenizer, vocab_size), first))
-            held_out = [source.holds_out(document) for document in chunk]
-            first += len(chunk)
-            for side, packer in packers.items():
-                mine = [item for item, out in zip(numbered, held_out, strict=True) if out == (side == "heldout")]
-                ids, documents = packer.cut(mine)
-                room = needed - writer.contexts(side) if side == "train" else len(ids)
-                writer.append(side, ids[:room], documents[:room], np.isin(ids[:room], special_ids))
-            progress.update(min(writer.contexts("train") * source.data.context_size, tokens) - progress.n)
+        for side, (ids, documents) in _contexts(source, tokenizer, vocab_size):
+            room = needed - writer.contexts("train") if side == "train" else len(ids)
+            writer.append(side, ids[:room], documents[:room], np.isin(ids[:room], special_ids))
+            bar.update(min(writer.contexts("train") * source.data.context_size, tokens) - bar.n)
             if writer.contexts("train") == needed:
                 break
-        if writer.contexts("train") < needed:
+        else:
             raise _too_few(source.data, writer.contexts("train"), tokens)
         if source.data.held_out and not writer.contexts("heldout"):
             log.warning("data.held_out=%s left no whole context out: evaluation needs more", source.data.held_out)
         return writer.finish(source=identity, special_ids=special_ids)
+
+
+def _contexts(source: Source, tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> Iterator[tuple[str, Contexts]]:
+    """Give each side's contexts as documents complete them, the held-out ones of some documents first."""
+    packers = {side: _Packer.of(tokenizer, source.data) for side in ("heldout", "train")}
+    if source.data.pack and tokenizer.eos_token_id is None:
+        joint = "nothing" if tokenizer.bos_token_id is None else "its beginning-of-sequence token"
+        log.info("the tokenizer has no end-of-sequence token: documents are joined by %s", joint)
+    first = 0
+    for chunk in _chunks(source.documents()):
+        numbered = enumerate(_ids(chunk, source.data, tokenizer, vocab_size), first)
+        sides: dict[str, list[tuple[int, np.ndarray]]] = {side: [] for side in packers}
+        for document, item in zip(chunk, numbered, strict=True):
+            sides["heldout" if source.holds_out(document) else "train"].append(item)
+        first += len(chunk)
+        for side, packer in packers.items():
+            yield side, packer.cut(sides[side])
 
 
 def _reuse(store: TokenStore, identity: dict[str, Any]) -> TokenStore:

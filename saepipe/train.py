@@ -10,6 +10,7 @@ import platform
 import shlex
 import subprocess
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     """
     store = open_store(config)
     adopt_plan(config, store)
-    run = Run(str(config.run.dir))
+    run = Run(config.run.dir)
     with hold(run.folder, key="run.dir"):
         run.refuse_another(config)
         if finished := run.summary():
@@ -93,19 +94,14 @@ def adopt_plan(config: RunConfig, store: "Store") -> None:
         if not hasattr(section, name):
             continue
         mine = getattr(section, name)
-        if config.typed(key) and name != "revision" and not _same(mine, planned):  # the plan's revision is a commit
+        if (
+            config.typed(key) and name != "revision" and not entry.agree(mine, planned)
+        ):  # the plan's revision is a commit
             raise UserError(
                 f"{key}={mine} differs from the store's: {store.folder} was made with {key}={planned}; "
                 "leave the key out, or cache another store.dir"
             )
         setattr(section, name, planned)
-
-
-def _same(typed: object, planned: object) -> bool:
-    """Compare two values of a key; hooks in any order, a path however it was written."""
-    if isinstance(typed, list) and isinstance(planned, list):
-        return sorted(typed) == sorted(planned)
-    return typed == planned or (isinstance(typed, str) and str(Path(typed).expanduser().resolve()) == planned)
 
 
 def build(config: RunConfig, store: "Store", stream: "Stream") -> "SAEModule":
@@ -173,6 +169,7 @@ def _fit(config: RunConfig, stream: "Stream", module: "SAEModule", run: Run, res
     from saepipe.module import Batches
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips and device table say nothing of this run
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")  # lightning 2.6 under torch 2.13
     opened = open_loggers(config, start_step=step_of(restored) if restored else 0)
     try:
         trainer = pl.Trainer(

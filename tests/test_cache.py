@@ -22,6 +22,7 @@ from saepipe.config import CacheConfig, DataConfig, ModelConfig, RunConfig, Stor
 from saepipe.demo import MODEL_DIR
 from saepipe.errors import UserError
 from saepipe.language_model import LanguageModel
+from saepipe.lock import hold
 from saepipe.store import Store
 
 HOOKS = ["blocks.0.hook_mlp_out", "blocks.1.hook_resid_post"]
@@ -188,6 +189,15 @@ def test_folder_of_another_plan(inputs: Path, finished: Path, change: dict[str, 
     with pytest.raises(UserError, match=message):
         cache(configured(inputs, finished, **change))
     assert files(finished) == before
+
+
+def test_second_process_is_told_who_is_there(inputs: Path, tmp_path: Path) -> None:
+    with (
+        hold(tmp_path, key="store.dir"),
+        pytest.raises(UserError, match=rf"store.dir={tmp_path} is in use by process {os.getpid()}"),
+    ):
+        cache(configured(inputs, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_folder_of_something_else(inputs: Path, tmp_path: Path) -> None:

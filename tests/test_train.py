@@ -202,6 +202,6 @@ def test_a_sweep_gives_each_point_its_own_folder(store: Path, tmp_path: Path) ->
     process = launched(["-m", *TOPK[:-1], f"store.dir={store}", f"run.dir={tmp_path}", "sae.k=2,3", "optim.lr=0.001"])
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert {path.name for path in tmp_path.iterdir()} == {"sae.k=2", "sae.k=3"}
+    assert {path.name for path in tmp_path.iterdir()} == {"multirun.yaml", "sae.k=2", "sae.k=3"}
     for k in (2, 3):
         assert export.load(tmp_path / f"sae.k={k}" / "sae").cfg.k == k

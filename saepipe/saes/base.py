@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from saepipe.config import at_least
 from saepipe.errors import UserError, unknown
 
 NORMALISATIONS = ("none", "expected_average_only_in")
@@ -52,8 +53,8 @@ class SAEConfig:
             if getattr(self, key) not in choices:
                 raise unknown(f"sae.{key}", getattr(self, key), choices)
         for key in ("d_sae", "expansion", "dead_after_tokens"):
-            at_least(key, getattr(self, key), 1)
-        at_least("decoder_init_norm", self.decoder_init_norm, 0, exclusive=True)
+            at_least(f"sae.{key}", getattr(self, key), 1)
+        at_least("sae.decoder_init_norm", self.decoder_init_norm, 0, exclusive=True)
 
     def resolve(self, d_in: int) -> int:
         """Width of the SAE on activations of width `d_in`.
@@ -62,13 +63,6 @@ class SAEConfig:
             UserError: A key that does not fit the width; the message names it.
         """
         return self.expansion * d_in if self.d_sae is None else self.d_sae
-
-
-def at_least(key: str, value: float | None, least: float, *, exclusive: bool = False) -> None:
-    """Refuse a value of `sae.<key>` below its bound; None means "derived" and passes."""
-    if value is not None and not (value > least if exclusive else value >= least):
-        bound = f"above {least}" if exclusive else f"of at least {least}"
-        raise UserError(f"sae.{key}={value} is out of range; give a value {bound}")
 
 
 @dataclass

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saepipe.saes.base import SAE, Losses, SAEConfig, at_least
+from saepipe.config import at_least
+from saepipe.saes.base import SAE, Losses, SAEConfig
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,8 @@ class StandardConfig(SAEConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        at_least("l1_coefficient", self.l1_coefficient, 0)
-        at_least("l1_warm_up_steps", self.l1_warm_up_steps, 0)
+        at_least("sae.l1_coefficient", self.l1_coefficient, 0)
+        at_least("sae.l1_warm_up_steps", self.l1_warm_up_steps, 0)
 
 
 class StandardSAE(SAE):

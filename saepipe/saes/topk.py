@@ -8,9 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from saepipe.config import at_least
 from saepipe.errors import UserError, unknown
 from saepipe.saes import sparse
-from saepipe.saes.base import SAE, Losses, SAEConfig, at_least
+from saepipe.saes.base import SAE, Losses, SAEConfig
 
 DEAD_METHODS = ("none", "auxk")
 
@@ -33,8 +34,8 @@ class TopKConfig(SAEConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        at_least("k", self.k, 1)
-        at_least("aux_loss_coefficient", self.aux_loss_coefficient, 0)
+        at_least("sae.k", self.k, 1)
+        at_least("sae.aux_loss_coefficient", self.aux_loss_coefficient, 0)
         if self.dead_method not in DEAD_METHODS:
             raise unknown("sae.dead_method", self.dead_method, DEAD_METHODS)
 

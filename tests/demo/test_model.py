@@ -15,7 +15,7 @@ from saepipe.demo.bigram import BigramModel
 from saepipe.demo.corpus import documents, token_labels
 from saepipe.demo.train_model import Settings, contexts, held_out_contexts, model_loss, train
 
-LOSS_OVER_BIGRAM = 0.6
+LOSS_OVER_BIGRAM = 0.4  # 0.342 was measured
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_held_out_loss_is_far_below_the_bigram(tokenizer: PreTrainedTokenizerFas
     assert loss == pytest.approx(record["held_out_loss_nats"], rel=0.03)
     assert loss < LOSS_OVER_BIGRAM * record["bigram_loss_nats"], "against the counts of all training tokens"
     bigram = BigramModel(len(tokenizer))
-    bigram.count(torch.tensor(list(islice(contexts(tokenizer, 256), 4000))))
+    bigram.count(torch.tensor(list(islice(contexts(tokenizer, 256), 600))))
     assert loss < LOSS_OVER_BIGRAM * bigram.loss(held_out) < bigram.unigram_loss(held_out)
 
 

@@ -58,6 +58,7 @@ def test_weights_have_the_field_s_names_and_shapes(name: str) -> None:
     shapes = {name: tuple(value.shape) for name, value in make(name).named_parameters()}
     expected = {"W_enc": (D_IN, D_SAE), "b_enc": (D_SAE,), "W_dec": (D_SAE, D_IN), "b_dec": (D_IN,)}
     assert expected.items() <= shapes.items()
+    assert make(name).W_enc.T.is_contiguous()  # a latent is a row of memory: sparse gradients need it to be fast
 
 
 def test_initialise_is_a_function_of_the_generator(name: str) -> None:
@@ -74,7 +75,6 @@ def test_loss_gives_finite_gradients_and_what_the_logs_need(name: str) -> None:
         assert parameter.grad is not None, key
         assert torch.isfinite(parameter.grad).all(), key
         assert parameter.grad.any(), key
-        assert parameter.grad.stride() == parameter.stride(), f"{key}: the optimizer would have to copy its gradient"
     assert "mse" in losses.terms
     assert losses.total.item() == pytest.approx(sum(term.item() for term in losses.terms.values()))
     squared = (losses.target - losses.reconstruction).square().sum(1).mean()
