@@ -112,7 +112,8 @@ class StoreConfig:
     shard_tokens: int = 65_536
     """Rows per shard file."""
     shuffle_tokens: int = 262_144
-    """Rows shuffled together before they are written: a multiple of shard_tokens; costs as much memory as they fill."""
+    """Rows shuffled together before they are written: a multiple of shard_tokens. Costs twice the memory that they fill,
+    since one part is written while the next is captured."""
     batch_prompts: int = 32
     """Contexts per forward pass of the language model."""
     seed: int = 0

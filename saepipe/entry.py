@@ -51,6 +51,7 @@ def main(verb: str, function: Callable[[RunConfig], object]) -> None:
         except UserError as error:  # raised past this frame, Hydra would add lines of its own
             refuse(str(error))
 
+    sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
     try:
         hydra_main(config_path=str(CONF), config_name=verb, version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -72,7 +73,7 @@ def load_config(verb: str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     try:
         with initialize_config_dir(str(CONF), version_base="1.3", job_name=verb):
-            return _typed(compose(verb, list(overrides)), overrides, point=None)
+            return _typed(compose(verb, [_quoted(override) for override in overrides]), overrides, point=None)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_sentence(error)) from None
 
@@ -133,6 +134,13 @@ def _typed(composed: DictConfig, overrides: Iterable[str], point: str | None) ->
     if point:
         config.run.dir = f"{config.run.dir}/{point}"
     return config
+
+
+def _quoted(override: str) -> str:
+    """Quote a value that Hydra's grammar would trip over: the folder of a sweep's point, `run.dir=runs/x/sae.k=16`."""
+    key, _, value = override.partition("=")
+    quoted = "=" in value and not value.startswith(("'", '"', "[", "{")) and "(" not in value
+    return f"{key}='{value}'" if quoted else override
 
 
 def _architecture_config(values: Any) -> Any:

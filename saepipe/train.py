@@ -94,9 +94,8 @@ def adopt_plan(config: RunConfig, store: "Store") -> None:
         if not hasattr(section, name):
             continue
         mine = getattr(section, name)
-        if (
-            config.typed(key) and name != "revision" and not entry.agree(mine, planned)
-        ):  # the plan's revision is a commit
+        free = name == "revision"  # the plan's is the commit that the typed branch was at
+        if config.typed(key) and not free and not entry.agree(mine, planned):
             raise UserError(
                 f"{key}={mine} differs from the store's: {store.folder} was made with {key}={planned}; "
                 "leave the key out, or cache another store.dir"
