@@ -12,7 +12,7 @@ ARGS ?=
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model check format test wheel clean clean-all
+.PHONY: help setup demo demo-model check format test prove wheel clean clean-all
 
 help: ## List the verbs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,9 @@ demo-model: $(READY) ## Train the embedded language model anew
 
 test: $(READY) ## Run the tests (ARGS="-k shards" runs some)
 	$(BIN)/python -m pytest $(ARGS)
+
+prove: $(READY) ## Run what is promised in full, e.g. the demo from a fresh clone (minutes)
+	$(BIN)/python -m pytest -s -m prove tests/prove $(ARGS)
 
 check: $(READY) ## Lint, formatting, types and layers
 	$(BIN)/ruff check .
