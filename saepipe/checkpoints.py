@@ -92,6 +92,7 @@ class Checkpoints(pl.Callback):
         assert isinstance(pl_module, SAEModule)
         if pl_module.steps_done % self._every_steps and pl_module.steps_done != pl_module.total_steps:
             return
+        pl_module.refuse_non_finite()
         trainer.save_checkpoint(self._folder / f"step-{pl_module.steps_done:09d}.ckpt")
         found = sorted(self._folder.glob("step-*.ckpt"), key=step_of)
         for old in found[:-KEPT]:

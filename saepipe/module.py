@@ -99,6 +99,7 @@ class SAEModule(pl.LightningModule):
         self.last_metrics: dict[str, float] = {}
         self.register_buffer("tokens_since_fired", torch.zeros(sae.d_sae, dtype=torch.int64))
         self.register_buffer("density", torch.zeros(sae.d_sae))
+        self._last_loss = torch.zeros(())
         self._last_log: tuple[float, int] | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -123,7 +124,9 @@ class SAEModule(pl.LightningModule):
         optimizer = self.optimizers()
         assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
         optimizer.zero_grad()
-        self.manual_backward(losses.total)
+        total = losses.total
+        self.manual_backward(total)
+        self._last_loss = total.detach()
         grad_norm = self._clip()
         rate = learning_rate(self.optim, self.steps_done, self.total_steps)
         for group in optimizer.param_groups:
@@ -165,7 +168,9 @@ class SAEModule(pl.LightningModule):
             }
             numbers = torch.stack([value.detach().double().cpu() for value in values.values()]).tolist()
         metrics = dict(zip(values, numbers, strict=True))
-        self._refuse_non_finite(metrics)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise self._diverged(f"{name} is {value}")
         now = time.perf_counter()
         if self._last_log:
             then, step = self._last_log
@@ -177,13 +182,21 @@ class SAEModule(pl.LightningModule):
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.steps_done)
 
-    def _refuse_non_finite(self, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise UserError(
-                    f"{name} is {value} at step {self.steps_done}; the last checkpoint is good: lower optim.lr "
-                    f"(now {self.optim.lr}) or set optim.grad_clip=1, and start a new run.dir"
-                )
+    def refuse_non_finite(self) -> None:
+        """Refuse to save a state that is not finite, which would make every resume fail as well.
+
+        Raises:
+            UserError: The last loss or a weight is not finite; the message names it and the step.
+        """
+        for name, value in [("losses/overall_loss", self._last_loss), *self.sae.named_parameters()]:
+            if not torch.isfinite(value).all():
+                raise self._diverged(f"{name} is not finite")
+
+    def _diverged(self, what: str) -> UserError:
+        return UserError(
+            f"{what} at step {self.steps_done}; the last checkpoint is good: lower optim.lr (now {self.optim.lr}) or "
+            "set optim.grad_clip=1, and start a new run.dir"
+        )
 
     def bar_values(self) -> dict[str, str]:
         """The last logged figures that a progress bar has room for."""
@@ -192,8 +205,9 @@ class SAEModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the run's position beside the weights."""
-        checkpoint["saepipe"] = {"steps_done": self.steps_done}
+        checkpoint["saepipe"] = {"steps_done": self.steps_done, "last_metrics": self.last_metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the position that the weights belong to."""
         self.steps_done = checkpoint["saepipe"]["steps_done"]
+        self.last_metrics = checkpoint["saepipe"]["last_metrics"]

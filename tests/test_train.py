@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,26 @@ def test_a_run_that_diverges_stops_with_the_step_and_keeps_the_last_checkpoint(s
     with pytest.raises(UserError, match=r"is nan at step 10; .*optim\.lr"):
         train(configured(store, tmp_path / "x", "optim.lr=1e30"))
     assert not (tmp_path / "x" / "sae").exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved(store: Path, tmp_path: Path) -> None:
+    keys = ["optim.lr=1e30", "train.log_every_steps=30", "train.checkpoint_every_steps=3"]
+    with pytest.raises(UserError, match=r"at step \d+; .*optim\.lr"):
+        train(configured(store, tmp_path / "x", *keys))
+    for path in (tmp_path / "x" / "checkpoints").glob("*.ckpt"):
+        assert all(value.isfinite().all() for value in torch.load(path, weights_only=True)["state_dict"].values())
+
+
+def test_a_run_killed_after_its_last_checkpoint_is_finished_by_the_next_call(store: Path, tmp_path: Path) -> None:
+    first = train(configured(store, tmp_path / "x"))
+    before = weights(tmp_path / "x")
+    (tmp_path / "x" / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "x" / "sae")
+    second = train(configured(store, tmp_path / "x"))
+    assert second["metrics"] == first["metrics"]
+    assert second["resumed_from_step"] == second["steps"] == 30
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path / "x").items())
+    assert len((tmp_path / "x" / "metrics.csv").read_text().splitlines()) == 1 + 3
 
 
 def test_running_out_of_memory_names_the_keys(store: Path, tmp_path: Path) -> None:
