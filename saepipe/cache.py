@@ -213,6 +213,8 @@ def _write_groups(store: "Store", model: "LanguageModel", groups: Sequence[int |
                 ids = torch.from_numpy(writer.ids(first, first + plan.batch_prompts).astype("int64"))
                 writer.add(first, model.capture(ids, writer.hooks))
                 bar.update(min(ids.numel(), rows[group] - first * plan.context_size))
+                if writing is not None and writing.done():
+                    writing.result()  # a full disk is told at once, not a group later
             if writing is not None:
                 writing.result()
             writing = thread.submit(writer.write)

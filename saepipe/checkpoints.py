@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from saepipe import durable
 from saepipe.errors import UserError
@@ -92,6 +93,15 @@ class Checkpoints(pl.Callback):
         assert isinstance(pl_module, SAEModule)
         if pl_module.steps_done % self._every_steps and pl_module.steps_done != pl_module.total_steps:
             return
+        self._save(trainer, pl_module)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save when a SIGTERM ends the run, which Lightning lets it do between two steps only."""
+        if isinstance(exception, SIGTERMException):
+            assert isinstance(pl_module, SAEModule)
+            self._save(trainer, pl_module)
+
+    def _save(self, trainer: pl.Trainer, pl_module: SAEModule) -> None:
         pl_module.refuse_non_finite()
         trainer.save_checkpoint(self._folder / f"step-{pl_module.steps_done:09d}.ckpt")
         found = sorted(self._folder.glob("step-*.ckpt"), key=step_of)

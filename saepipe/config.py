@@ -88,13 +88,13 @@ class DataConfig:
     """Join documents (with the end-of-sequence token between) to fill contexts; else a context holds one document's
     tokens only, and what does not fill a context is left out."""
     exclude_special_tokens: bool = True
-    """Leave special tokens and position 0 out of training. Metrics always leave them out."""
+    """Leave special tokens and position 0 out of training and of its metrics; evaluation always leaves them out."""
     held_out: float = 0.05
     """Fraction of the documents that are never trained on, 0 to 0.5; a document's text decides its side."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        at_least("data.context_size", self.context_size, 2)
+        at_least("data.context_size", self.context_size, 3)  # position 0 is left out, the last has no target
         if not 0 <= self.held_out <= 0.5:
             raise UserError(f"data.held_out={self.held_out} is out of range; give a fraction from 0 to 0.5")
 
@@ -112,8 +112,8 @@ class StoreConfig:
     shard_tokens: int = 65_536
     """Rows per shard file."""
     shuffle_tokens: int = 262_144
-    """Rows shuffled together before they are written: a multiple of shard_tokens. Costs twice the memory that they fill,
-    since one part is written while the next is captured."""
+    """Rows shuffled together before they are written: a multiple of shard_tokens. Costs twice the memory that they
+    fill, since one part is written while the next is captured."""
     batch_prompts: int = 32
     """Contexts per forward pass of the language model."""
     seed: int = 0
@@ -221,7 +221,7 @@ class TrainerConfig:
     """Lightning Trainer arguments."""
 
     accelerator: str = "auto"
-    """cpu, cuda, mps or auto."""
+    """cpu, cuda (or gpu), mps or auto."""
     precision: str = "32-true"
     """32-true, or bf16-mixed (master weights stay float32)."""
 

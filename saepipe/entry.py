@@ -57,8 +57,7 @@ def main(verb: str, function: Callable[[RunConfig], object]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         refuse(_sentence(error))
     except KeyboardInterrupt:
-        sys.stderr.write(f"saepipe {verb}: interrupted; the same command goes on from what is on disk\n")
-        sys.exit(130)
+        interrupted()
 
 
 def load_config(verb: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -222,6 +221,12 @@ def prepare_process() -> None:
         logger.handlers = [handler]
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+def interrupted() -> NoReturn:
+    """End the process after Ctrl-C."""
+    sys.stderr.write("saepipe: interrupted; the same command goes on from what is on disk\n")
+    sys.exit(130)
 
 
 def refuse(sentence: str) -> NoReturn:

@@ -5,6 +5,7 @@ Heavy imports stand inside the function, so that `--help` and a mistyped key ans
 
 import json
 import logging
+import math
 import time
 from typing import Any
 
@@ -67,7 +68,10 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
         "tokens_per_s": round(result["tokens"] / seconds),
     }
     with durable.disk_errors("run.dir", run.folder):
-        durable.write_text(run.folder / "eval" / "metrics.json", json.dumps(result, indent=1))
+        finite = {
+            key: None if isinstance(value, float) and math.isnan(value) else value for key, value in result.items()
+        }
+        durable.write_text(run.folder / "eval" / "metrics.json", json.dumps(finite, indent=1, allow_nan=False))
     log.info("%s", table(result))
     return result
 

@@ -44,8 +44,10 @@ def hold(folder: str | Path, *, key: str) -> Iterator[None]:
         os.ftruncate(descriptor, 0)
         command = " ".join(sys.argv)[:200]
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} ({command})".encode())
-        yield
-        os.ftruncate(descriptor, 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(descriptor, 0)
     finally:
         if fcntl is not None:
             with suppress(OSError):  # where it could not be locked either

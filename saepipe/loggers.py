@@ -84,12 +84,12 @@ def open_loggers(config: RunConfig, start_step: int) -> list[Logger]:
     return opened
 
 
-def close(loggers: list[Logger]) -> None:
-    """Finish the loggers, also after an error, so that no W&B run stays open."""
+def close(loggers: list[Logger], *, failed: bool) -> None:
+    """Finish the loggers, also after an error, so that no W&B run stays open or passes for a finished one."""
     for logger in loggers:
-        logger.finalize("finished")
+        logger.finalize("failed" if failed else "success")
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+            logger.experiment.finish(exit_code=int(failed))
 
 
 def _wandb(config: RunConfig, folder: Path) -> Logger:

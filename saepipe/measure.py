@@ -58,14 +58,15 @@ def measure(
             logprobs = logits[:, :-1][here].float().log_softmax(-1)
             sums[f"ce_{name}"] += float(functional.nll_loss(logprobs, targets, reduction="sum"))
             sums[f"kl_{name}"] += float(functional.kl_div(logprobs, reference, reduction="sum", log_target=True))
+    dead = int((fired == 0).sum())
     means = {name: value / predicted for name, value in sums.items()}
     return {
         "tokens": fit.rows,
         "contexts": contexts,
         "documents": len(set(side.documents[:contexts].reshape(-1).tolist())),
         "l0": float(fired.sum() / fit.rows),
-        "dead_fraction": float((fired == 0).double().mean()),
-        "dead_latents": int((fired == 0).sum()),
+        "dead_fraction": dead / sae.d_sae,
+        "dead_latents": dead,
         "d_sae": sae.d_sae,
         **fit.compute(),
         "ce_loss_without_sae": means["ce"],

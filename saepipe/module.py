@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -83,12 +83,15 @@ class SAEModule(pl.LightningModule):
         optim: Adam's settings and the course of the learning rate.
         total_steps: Steps of the whole run.
         log_every_steps: Steps between two rows of metrics.
+        store_identity: Identity of the store that the batches come from; a checkpoint of another one is refused.
     """
 
     tokens_since_fired: Tensor
     density: Tensor
 
-    def __init__(self, sae: SAE, optim: OptimConfig, *, total_steps: int, log_every_steps: int) -> None:
+    def __init__(
+        self, sae: SAE, optim: OptimConfig, *, total_steps: int, log_every_steps: int, store_identity: str
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False  # steps are counted, and the rate is set, by this module alone
         self.sae = sae
@@ -99,6 +102,7 @@ class SAEModule(pl.LightningModule):
         self.last_metrics: dict[str, float] = {}
         self.register_buffer("tokens_since_fired", torch.zeros(sae.d_sae, dtype=torch.int64))
         self.register_buffer("density", torch.zeros(sae.d_sae))
+        self.store_identity = store_identity
         self._last_loss = torch.zeros(())
         self._last_log: tuple[float, int] | None = None
 
@@ -117,10 +121,22 @@ class SAEModule(pl.LightningModule):
         """Latents that did not fire in the last `sae.dead_after_tokens` tokens."""
         return self.tokens_since_fired >= self.sae.cfg.dead_after_tokens
 
+    def _to_revive(self) -> Int[Tensor, " dead"]:
+        """Indices of the dead latents where the SAE revives them; counting them waits for the device."""
+        if not self.sae.revives:
+            return torch.zeros(0, dtype=torch.int64, device=self.density.device)
+        return self.dead.nonzero().squeeze(1)
+
+    @property
+    def _logs_now(self) -> bool:
+        """Whether the step under way ends with a row of metrics."""
+        done = self.steps_done + 1
+        return done % self.log_every_steps == 0 or done == self.total_steps
+
     def training_step(self, batch: Float[Tensor, "token d_in"], batch_idx: int) -> None:
         """Take one optimizer step on one global batch."""
         x = batch.float()
-        losses = self.sae.loss(x, x, step=self.steps_done, dead=self.dead.nonzero().squeeze(1))
+        losses = self.sae.loss(x, x, step=self.steps_done, dead=self._to_revive())
         optimizer = self.optimizers()
         assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
         optimizer.zero_grad()
@@ -133,16 +149,17 @@ class SAEModule(pl.LightningModule):
             group["lr"] = rate
         optimizer.step()
         self._count(losses, tokens=len(x))
+        logs = self._logs_now
         self.steps_done += 1
-        if self.steps_done % self.log_every_steps == 0 or self.steps_done == self.total_steps:
+        if logs:
             self._log(losses, len(x), rate, grad_norm)
 
     def _clip(self) -> Tensor:
         """Clip the gradient in place where asked, and return its norm before that."""
         limit = math.inf if self.optim.grad_clip is None else self.optim.grad_clip
         parameters = list(self.sae.parameters())
-        if self.optim.grad_clip is None and (self.steps_done + 1) % self.log_every_steps:
-            return torch.zeros(())  # nobody reads the norm of this step
+        if self.optim.grad_clip is None and not self._logs_now:
+            return torch.zeros((), device=self.density.device)  # nobody reads the norm of this step
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
 
     @torch.no_grad()
@@ -155,7 +172,7 @@ class SAEModule(pl.LightningModule):
         self.density.lerp_(fired / tokens, weight)
 
     def _log(self, losses: Losses, tokens: int, rate: float, grad_norm: Tensor) -> None:
-        """Send one row of metrics to every logger, under SAELens's names; the step's only wait for the device."""
+        """Send one row of metrics to every logger, under SAELens's names; waits for the device once."""
         with torch.no_grad():
             spread = (losses.target - losses.target.mean(0)).square().sum()
             values = {
@@ -166,10 +183,11 @@ class SAEModule(pl.LightningModule):
                 "sparsity/dead_features": self.dead.sum(),
                 "details/grad_norm": grad_norm,
             }
-            numbers = torch.stack([value.detach().double().cpu() for value in values.values()]).tolist()
+            numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
         metrics = dict(zip(values, numbers, strict=True))
         for name, value in metrics.items():
-            if not math.isfinite(value):
+            # An explained variance is infinite where all rows of the batch are equal: that is no divergence.
+            if not math.isfinite(value) and name != "metrics/explained_variance":
                 raise self._diverged(f"{name} is {value}")
         now = time.perf_counter()
         if self._last_log:
@@ -205,9 +223,17 @@ class SAEModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the run's position beside the weights."""
-        checkpoint["saepipe"] = {"steps_done": self.steps_done, "last_metrics": self.last_metrics}
+        checkpoint["saepipe"] = {
+            "steps_done": self.steps_done,
+            "last_metrics": self.last_metrics,
+            "store_identity": self.store_identity,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the position that the weights belong to."""
+        if checkpoint["saepipe"]["store_identity"] != self.store_identity:
+            raise UserError(
+                "store.dir holds another store than the one that this run began on; give that one, or another run.dir"
+            )
         self.steps_done = checkpoint["saepipe"]["steps_done"]
         self.last_metrics = checkpoint["saepipe"]["last_metrics"]

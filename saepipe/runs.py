@@ -16,8 +16,20 @@ if TYPE_CHECKING:
     from saepipe.saes.base import SAE
     from saepipe.token_store import TokenStore
 
-DECIDES_WEIGHTS = ("stream", "sae", "optim")
-"""Groups that may not differ when a run resumes; train.tokens and train.seed decide the weights as well."""
+DECIDES_WEIGHTS = (
+    "sae",
+    "optim",
+    "stream.hook",
+    "stream.batch_tokens",
+    "stream.window_tokens",
+    "stream.lanes",
+    "stream.seed",
+    "train.tokens",
+    "train.seed",
+    "trainer.precision",
+    "data.exclude_special_tokens",
+)
+"""Groups and keys that may not differ when a run resumes; and the store may not."""
 
 
 class Run:
@@ -50,13 +62,9 @@ class Run:
         """
         if not self.config_file.is_file():
             return
-        theirs = entry.read_config(self.config_file)
-        found: dict[str, tuple[object, object]] = {}
-        for group in DECIDES_WEIGHTS:
-            found |= entry.differences(getattr(config, group), getattr(theirs, group), group)
-        for key in ("tokens", "seed"):
-            found |= entry.differences(getattr(config.train, key), getattr(theirs.train, key), f"train.{key}")
-        for key, (mine, there) in found.items():
+        for key, (mine, there) in entry.differences(config, entry.read_config(self.config_file)).items():
+            if not key.startswith(DECIDES_WEIGHTS):
+                continue
             raise UserError(
                 f"run.dir={self.folder} holds another run: {key} is {there} there and {mine} here; "
                 "choose another run.dir"
@@ -66,8 +74,8 @@ class Run:
         """Take a finished run's configuration for a verb that comes after training.
 
         Args:
-            config: What the user asked for: its evaluate and analyze groups and the model's device count; its other
-                keys are the run's, and a typed one that differs is refused.
+            config: What the user asked for: its evaluate and analyze groups, model.device, model.trust_remote_code and
+                a typed store.dir are taken from it; all else is the run's, and a typed key that differs is refused.
 
         Raises:
             UserError: There is no run, it is not finished, or a typed key differs from the run's.

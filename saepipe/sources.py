@@ -59,7 +59,8 @@ class Source:
             hub.check(data.path, "dataset", data.revision, key="data.path")
             return cls(data, seed, _checked(_load_hub(data), data), {})
         files = _data_files(data, path)
-        sizes = {file.name: file.stat().st_size for file in files}
+        root = path if path.is_dir() else path.parent  # two folders may each have a part-0.parquet
+        sizes = {file.relative_to(root).as_posix(): file.stat().st_size for file in files}
         return cls(data, seed, _checked(_load_local(data, path), data), sizes)
 
     @property

@@ -65,9 +65,9 @@ class Stream:
     def __init__(
         self, store: Store, config: StreamConfig, *, exclude_special_tokens: bool, rank: int = 0, world_size: int = 1
     ) -> None:
-        self.hook = _hook(store, config)
+        self.hook = choose_hook(store, config)
         self.d_in = store.width(self.hook)
-        self.lanes = _lanes(config)
+        self.lanes = choose_lanes(config)
         if self.lanes % world_size:
             valid = [str(ranks) for ranks in range(1, self.lanes + 1) if self.lanes % ranks == 0]
             raise UserError(
@@ -195,7 +195,7 @@ def _word(row_bytes: int) -> torch.dtype:
     return next(word for word in (torch.int64, torch.int32, torch.int16) if row_bytes % word.itemsize == 0)
 
 
-def _hook(store: Store, config: StreamConfig) -> str:
+def choose_hook(store: Store, config: StreamConfig) -> str:
     """Return the hook to train on."""
     if config.hook is not None:
         return config.hook
@@ -206,7 +206,7 @@ def _hook(store: Store, config: StreamConfig) -> str:
     return store.hooks[0]
 
 
-def _lanes(config: StreamConfig) -> int:
+def choose_lanes(config: StreamConfig) -> int:
     """Return the number of lanes; 24 can be split among 1, 2, 3, 4, 6, 8, 12 and 24 ranks."""
     if config.lanes is not None:
         return config.lanes

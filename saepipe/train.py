@@ -6,24 +6,21 @@ and a mistyped key answer at once.
 """
 
 import logging
-import platform
 import shlex
-import subprocess
+import signal
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import saepipe
-from saepipe import durable, entry
-from saepipe.config import RunConfig
+from saepipe import durable, entry, provenance
+from saepipe.config import RunConfig, StreamConfig
 from saepipe.errors import UserError, explained_memory
 from saepipe.lock import hold
 from saepipe.runs import Run
 
 if TYPE_CHECKING:
-    import torch
-
     from saepipe.module import SAEModule
     from saepipe.store import Store
     from saepipe.stream import Stream
@@ -45,17 +42,19 @@ def train(config: RunConfig) -> dict[str, Any]:
     """
     store = open_store(config)
     adopt_plan(config, store)
+    config.stream = resolved(config.stream, store)
     run = Run(config.run.dir)
     with hold(run.folder, key="run.dir"):
         run.refuse_another(config)
         if finished := run.summary():
+            if finished["store"]["identity"] != store.plan.identity:
+                raise UserError(
+                    f"run.dir={run.folder} was trained on another store than store.dir={store.folder} is now; "
+                    "choose another run.dir"
+                )
             log.info("%s is already trained (%s steps); nothing to do", run.folder, f"{finished['steps']:,}")
             return finished
         durable.remove_stale(run.folder)
-        sizes = {
-            "stream__batch_tokens": config.stream.batch_tokens,
-            "stream__window_tokens": config.stream.window_tokens,
-        }
         sizes = {f"stream__{key}": getattr(config.stream, key) for key in ("batch_tokens", "window_tokens")}
         with durable.disk_errors("run.dir", run.folder), explained_memory("training", **sizes):
             return _train(config, store, run)
@@ -69,9 +68,15 @@ def open_store(config: RunConfig) -> "Store":
     """
     from saepipe.store import Store
 
-    if not Path(config.store.dir).is_dir():
-        raise UserError(f"store.dir={config.store.dir} does not exist; cache it first: {cache_command(config)}")
-    return Store.open(Path(config.store.dir))
+    folder = Path(config.store.dir)
+    if not (folder / "plan.json").is_file():
+        raise UserError(f"store.dir={folder} holds no store; cache it first: {cache_command(config)}")
+    store = Store.open(folder, complete=False)
+    if not store.complete:
+        raise UserError(
+            f"store.dir={folder} is incomplete; go on with the command that began it: {cache_command(config)}"
+        )
+    return Store.open(folder)
 
 
 def cache_command(config: RunConfig) -> str:
@@ -79,7 +84,7 @@ def cache_command(config: RunConfig) -> str:
     keys = {text: text.lstrip("+").split("=")[0] for text in config.overrides}
     of_cache = ("model", "data", "store", "experiment")
     kept = [text for text, key in keys.items() if key.split(".")[0] in of_cache or key == "run.name"]
-    return " ".join(["python -m saepipe.cache", *(shlex.quote(text) for text in kept)])
+    return shlex.join(["python", "-m", "saepipe.cache", *kept])
 
 
 def adopt_plan(config: RunConfig, store: "Store") -> None:
@@ -103,6 +108,13 @@ def adopt_plan(config: RunConfig, store: "Store") -> None:
         setattr(section, name, planned)
 
 
+def resolved(stream: StreamConfig, store: "Store") -> StreamConfig:
+    """Say in full what None stands for, so that a run's config.yaml names its hook and lanes."""
+    from saepipe.stream import choose_hook, choose_lanes
+
+    return replace(stream, hook=choose_hook(store, stream), lanes=choose_lanes(stream))
+
+
 def build(config: RunConfig, store: "Store", stream: "Stream") -> "SAEModule":
     """Make the SAE with its first weights, and the module that trains it."""
     import torch
@@ -116,11 +128,36 @@ def build(config: RunConfig, store: "Store", stream: "Stream") -> "SAEModule":
             f"train.tokens={config.train.tokens} is less than one batch; give at least "
             f"stream.batch_tokens={config.stream.batch_tokens}"
         )
+    _warn_of_schedule(config, total_steps)
     sae = saes.architecture(config.sae.architecture)(config.sae, stream.d_in)
     statistics = store.statistics(stream.hook)
     generator = torch.Generator().manual_seed(config.train.seed)
     sae.initialise(generator, mean=statistics.mean, norm_scale=statistics.norm_scale)
-    return SAEModule(sae, config.optim, total_steps=total_steps, log_every_steps=config.train.log_every_steps)
+    return SAEModule(
+        sae,
+        config.optim,
+        total_steps=total_steps,
+        log_every_steps=config.train.log_every_steps,
+        store_identity=store.plan.identity,
+    )
+
+
+def _warn_of_schedule(config: RunConfig, total_steps: int) -> None:
+    """Warn where a run is shorter than its warm-ups and decay, as one is after train.tokens alone was lowered."""
+    warm_up, decay = config.optim.lr_warm_up_steps, config.optim.lr_decay_steps
+    if warm_up + decay > total_steps:
+        log.warning(
+            "optim.lr_warm_up_steps=%s and optim.lr_decay_steps=%s are longer than the run's %s steps: the rate never "
+            "reaches optim.lr; try optim.lr_warm_up_steps=%s optim.lr_decay_steps=%s",
+            *(warm_up, decay, total_steps, total_steps // 20, total_steps // 5),
+        )
+    l1_warm_up = getattr(config.sae, "l1_warm_up_steps", 0)
+    if l1_warm_up > total_steps:
+        log.warning(
+            "sae.l1_warm_up_steps=%s is longer than the run's %s steps: the penalty never reaches sae.l1_coefficient; "
+            "try sae.l1_warm_up_steps=%s",
+            *(l1_warm_up, total_steps, total_steps // 20),
+        )
 
 
 def _train(config: RunConfig, store: "Store", run: Run) -> dict[str, Any]:
@@ -132,7 +169,8 @@ def _train(config: RunConfig, store: "Store", run: Run) -> dict[str, Any]:
     module = build(config, store, stream)
     restored = checkpoints.newest(run.checkpoints)
     start_step = checkpoints.step_of(restored) if restored else 0
-    entry.save_config(config, run.config_file)
+    if not restored:
+        entry.save_config(config, run.config_file)
     log.info(
         "training %s, %s latents, on %s of %s: %s steps of %s tokens%s",
         config.sae.architecture,
@@ -146,30 +184,32 @@ def _train(config: RunConfig, store: "Store", run: Run) -> dict[str, Any]:
     began = time.perf_counter()
     device = _fit(config, stream, module, run, restored)
     seconds = time.perf_counter() - began
+    tokens = (module.steps_done - start_step) * config.stream.batch_tokens
     _export(config, module, stream.hook, run.sae_folder)
     summary = {
         **_summary(config, store, module, run),
         "device": device,
         "resumed_from_step": start_step,
         "seconds": round(seconds, 2),
-        "tokens_per_s": round((module.steps_done - start_step) * config.stream.batch_tokens / seconds),
+        "tokens_per_s": round(tokens / seconds) if tokens else None,
     }
     run.finish(summary)
-    log.info("trained at %s tokens/s; the SAE is in %s", f"{summary['tokens_per_s']:,}", run.sae_folder)
+    log.info("trained at %s tokens/s; the SAE is in %s", f"{tokens / seconds:,.0f}", run.sae_folder)
     return summary
 
 
 def _fit(config: RunConfig, stream: "Stream", module: "SAEModule", run: Run, restored: Path | None) -> str:
     """Run Lightning's loop over the batches that are left, and return the device's name."""
     import lightning.pytorch as pl
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from saepipe.checkpoints import AtomicCheckpointIO, Checkpoints, step_of
     from saepipe.loggers import close, open_loggers
     from saepipe.module import Batches
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips and device table say nothing of this run
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")  # lightning 2.6 under torch 2.13
     opened = open_loggers(config, start_step=step_of(restored) if restored else 0)
+    failed = True
     try:
         trainer = pl.Trainer(
             accelerator=config.trainer.accelerator,
@@ -184,17 +224,25 @@ def _fit(config: RunConfig, stream: "Stream", module: "SAEModule", run: Run, res
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        trainer.fit(module, Batches(stream, module, config.stream.batch_tokens), ckpt_path=restored)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message=r".*isinstance\(treespec, LeafSpec\)"
+            )  # lightning 2.6, torch 2.13
+            trainer.fit(module, Batches(stream, module, config.stream.batch_tokens), ckpt_path=restored)
+        failed = False
+    except MisconfigurationException as error:
+        raise UserError(
+            f"trainer.accelerator={config.trainer.accelerator} cannot be had on this machine "
+            f"({str(error).splitlines()[0]}); try trainer.accelerator=auto"
+        ) from error
+    except SystemExit as stop:  # how Lightning ends at a signal: with exit code 0 or 1, and without a word
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        log.info("stopped at step %s; the same command goes on", f"{module.steps_done:,}")
+        raise SystemExit(128 + signal.SIGTERM) from None
     finally:
-        close(opened)
-    return device_name(trainer.strategy.root_device)
-
-
-def device_name(device: "torch.device") -> str:
-    """Name a device as its vendor does."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+        close(opened, failed=failed)
+    return provenance.device_name(trainer.strategy.root_device)
 
 
 def _export(config: RunConfig, module: "SAEModule", hook: str, folder: Path) -> None:
@@ -216,38 +264,17 @@ def _export(config: RunConfig, module: "SAEModule", hook: str, folder: Path) -> 
 
 def _summary(config: RunConfig, store: "Store", module: "SAEModule", run: Run) -> dict[str, Any]:
     """Say what was trained, on what, by what, and how it went."""
-    import lightning
-    import torch
-
     return {
         "run_dir": str(run.folder),
         "sae": str(run.sae_folder),
-        "command": " ".join(["python -m saepipe.train", *(shlex.quote(text) for text in config.overrides)]),
-        "git_commit": _git_commit(),
-        "versions": {
-            "saepipe": saepipe.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "lightning": lightning.__version__,
-        },
+        "command": shlex.join(["python", "-m", "saepipe.train", *config.overrides]),
+        "git_commit": provenance.git_commit(),
+        "versions": provenance.versions("torch", "lightning"),
         "store": {"dir": config.store.dir, "identity": store.plan.identity},
         "steps": module.steps_done,
         "tokens": module.steps_done * config.stream.batch_tokens,
         "metrics": module.last_metrics,
     }
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout that runs, with a + where files differ from it; None for an installed package."""
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "."], cwd=here, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def main() -> None:

@@ -119,6 +119,24 @@ def test_a_run_killed_and_resumed_ends_with_the_same_bits(store: Path, tmp_path:
     assert steps == [str(step) for step in range(10, 401, 10)]
 
 
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_with_a_word_and_a_code(store: Path, tmp_path: Path, sent: int, code: int) -> None:
+    keys = [*TOPK, "train.tokens=2400000", "train.checkpoint_every_steps=20", f"store.dir={store}"]
+    process = launched([*keys, f"run.dir={tmp_path / 'x'}"])
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("x/checkpoints/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(sent)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert "the same command goes on" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "x" / "summary.json").exists()
+    if sent == signal.SIGTERM:  # it saves where it stopped
+        stopped = int(re.search(r"stopped at step ([\d,]+)", output)[1].replace(",", ""))  # type: ignore[index]
+        assert (tmp_path / "x" / "checkpoints" / f"step-{stopped:09d}.json").exists()
+
+
 def test_a_second_process_on_one_run_says_who_holds_it(store: Path, tmp_path: Path) -> None:
     from saepipe.lock import hold
 
@@ -159,6 +177,40 @@ def test_what_does_not_fit_the_store_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=re.escape(words)):
         train(configured(store, tmp_path / "x", override))
     assert not (tmp_path / "x" / "config.yaml").exists()
+
+
+def test_another_store_or_stream_is_no_resume(store: Path, tmp_path: Path) -> None:
+    keys = ["train.tokens=720", "train.checkpoint_every_steps=10"]
+    train(configured(store, tmp_path / "x", *keys))
+    small_store.build(tmp_path / "other", seed=6)
+    for finished in (True, False):
+        if not finished:
+            (tmp_path / "x" / "summary.json").unlink()
+        with pytest.raises(UserError, match="another store"):
+            train(configured(tmp_path / "other", tmp_path / "x", *keys))
+        for key in ("data.exclude_special_tokens=false", "trainer.precision=bf16-mixed", "stream.seed=3"):
+            with pytest.raises(UserError, match=key.split("=")[0]):
+                train(configured(store, tmp_path / "x", *keys, key))
+    assert train(configured(store, tmp_path / "x", *keys, "stream.prefetch_batches=0"))["steps"] == 30
+
+
+def test_a_run_shorter_than_its_schedule_is_warned_of(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(configured(store, tmp_path / "x", "optim.lr_warm_up_steps=20", "optim.lr_decay_steps=20"))
+    assert "longer than the run's 30 steps" in caplog.text
+
+
+def test_the_last_row_has_the_gradients_norm(store: Path, tmp_path: Path) -> None:
+    summary = train(configured(store, tmp_path / "x", "train.log_every_steps=7"))
+    assert summary["metrics"]["details/grad_norm"] > 0
+
+
+def test_an_accelerator_that_is_not_there_is_refused(store: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(UserError, match=r"trainer\.accelerator=cuda cannot be had"):
+        train(configured(store, tmp_path / "x", "trainer.accelerator=cuda"))
 
 
 def test_a_store_that_is_missing_or_incomplete_names_the_cache_command(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ def main() -> None:
         logging.getLogger("saepipe").info("\n%s", table(demo(sys.argv[1:])))
     except UserError as error:
         entry.refuse(str(error))
+    except KeyboardInterrupt:
+        entry.interrupted()
 
 
 if __name__ == "__main__":

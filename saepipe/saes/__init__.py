@@ -12,7 +12,7 @@ from saepipe.saes.base import SAE, Losses, SAEConfig
 
 __all__ = ["SAE", "Losses", "SAEConfig", "architecture", "registered"]
 
-_OTHER_FILES = {"base", "sparse"}
+_OTHER_FILES = {"base"}
 
 
 def registered() -> list[str]:

@@ -120,6 +120,11 @@ class SAE(nn.Module, ABC):
         self.norm_scale: Tensor
         self.register_buffer("norm_scale", torch.ones(()))
 
+    @property
+    def revives(self) -> bool:
+        """Whether the loss makes use of the dead latents; their list costs a wait for the device in every step."""
+        return False
+
     @torch.no_grad()
     def initialise(
         self, generator: torch.Generator, *, mean: Float[Tensor, " d_out"] | None = None, norm_scale: float = 1.0

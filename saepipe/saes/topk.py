@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from saepipe import sparse
 from saepipe.config import at_least
 from saepipe.errors import UserError, unknown
-from saepipe.saes import sparse
 from saepipe.saes.base import SAE, Losses, SAEConfig
 
 DEAD_METHODS = ("none", "auxk")
@@ -55,6 +55,11 @@ class TopKSAE(SAE):
     """
 
     config_class: ClassVar[type[SAEConfig]] = TopKConfig
+
+    @property
+    def revives(self) -> bool:
+        """Whether the auxiliary term is on."""
+        return self.cfg.dead_method == "auxk"
 
     def loss(
         self,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saepipe.saes import sparse
+from saepipe import sparse
 
 TOKENS, D_IN, D_SAE, K = 37, 6, 20, 4
 

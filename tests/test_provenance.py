@@ -1,0 +1,41 @@
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from saepipe import provenance
+
+
+def test_versions_and_device() -> None:
+    assert set(provenance.versions("torch")) == {"saepipe", "python", "torch"}
+    assert provenance.device_name(torch.device("cpu")).startswith("cpu (")
+
+
+def test_the_commit_is_the_checkouts_own(tmp_path: Path) -> None:
+    """An installed package below somebody else's repository has no commit; a tracked one has, with a + where changed."""
+    package = tmp_path / "saepipe"
+    package.mkdir()
+    for name in ("__init__.py", "provenance.py"):
+        shutil.copy(Path(provenance.__file__).parent / name, package)
+
+    def commit() -> str:
+        code = "from saepipe import provenance; print(provenance.git_commit())"
+        return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True).stdout.strip()
+
+    def git(*words: str) -> None:
+        identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / ".gitignore").write_text("__pycache__\n")
+    git("add", ".gitignore")
+    git("commit", "-m", "another project")
+    assert commit() == "None"
+    git("add", "saepipe")
+    git("commit", "-m", "ours")
+    assert re.fullmatch("[0-9a-f]{40}", commit())
+    (package / "__init__.py").write_text("__version__ = 'changed'\n")
+    assert re.fullmatch(r"[0-9a-f]{40}\+", commit())
