@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saepipe import entry
+from saepipe import entry, progress
 from saepipe.config import RunConfig
 from saepipe.errors import UserError, explained_memory
 from saepipe.lock import LOCK, hold
@@ -195,7 +195,6 @@ def _write_groups(store: "Store", model: "LanguageModel", groups: Sequence[int |
     One thread writes a group while the model reads the next: so two groups are in memory at once.
     """
     import torch
-    from tqdm import tqdm
 
     from saepipe.groups import GroupWriter
 
@@ -204,7 +203,7 @@ def _write_groups(store: "Store", model: "LanguageModel", groups: Sequence[int |
     rows = {group: plan.held_out_rows if group is None else plan.group_rows(group) for group in groups}
     with (
         ThreadPoolExecutor(1, "writer") as thread,
-        tqdm(total=sum(rows.values()), desc="cache", unit="tok", unit_scale=True, disable=None) as bar,
+        progress.bar("cache", sum(rows.values())) as bar,
     ):
         writing: Future[None] | None = None
         for group in groups:

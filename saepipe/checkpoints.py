@@ -35,8 +35,7 @@ def step_of(path: Path) -> int:
 
 def newest(folder: Path) -> Path | None:
     """Find the newest checkpoint whose record matches its bytes; None where there is none."""
-    found = sorted(folder.glob("step-*.ckpt"), key=step_of)
-    for path in reversed(found):
+    for path in reversed(_all_in(folder)):
         if _is_whole(path):
             return path
         log.warning("%s is damaged or incomplete; going back to the checkpoint before it", path)
@@ -50,9 +49,22 @@ def _record(path: Path) -> Path:
 def _is_whole(path: Path) -> bool:
     try:
         record = durable.read_sealed(_record(path), cure="the checkpoint before it is used")
-    except (FileNotFoundError, UserError):
+        return record == {"bytes": path.stat().st_size, "xxh3": durable.xxh3(path)}
+    except (OSError, UserError):
         return False
-    return record["bytes"] == path.stat().st_size and record["xxh3"] == durable.xxh3(path)
+
+
+def _disk_error(error: BaseException) -> OSError | None:
+    """Find the full disk behind torch.save's own complaint about it."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, OSError):
+        link = link.__cause__ or link.__context__
+    return link
+
+
+def _all_in(folder: Path) -> list[Path]:
+    """List the checkpoints in a folder, oldest first."""
+    return sorted((path for path in folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)), key=step_of)
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -61,7 +73,10 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write the checkpoint, then the record that vouches for it."""
         target = Path(path)
-        durable.write(target, lambda file: torch.save(checkpoint, file))
+        try:
+            durable.write(target, lambda file: torch.save(checkpoint, file))
+        except RuntimeError as error:
+            raise _disk_error(error) or error from None
         durable.write_sealed(_record(target), {"bytes": target.stat().st_size, "xxh3": durable.xxh3(target)})
 
     def load_checkpoint(
@@ -104,6 +119,5 @@ class Checkpoints(pl.Callback):
     def _save(self, trainer: pl.Trainer, pl_module: SAEModule) -> None:
         pl_module.refuse_non_finite()
         trainer.save_checkpoint(self._folder / f"step-{pl_module.steps_done:09d}.ckpt")
-        found = sorted(self._folder.glob("step-*.ckpt"), key=step_of)
-        for old in found[:-KEPT]:
+        for old in _all_in(self._folder)[:-KEPT]:
             trainer.strategy.remove_checkpoint(old)

@@ -4,11 +4,14 @@ Values live in `conf/*.yaml`; an architecture's own keys live beside it in `saep
 here imports torch or a language-model library, so `--help` and a typo answer at once.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from saepipe.errors import UserError, unknown
 
+LARGEST = 2**62
+"""Largest number of any key: what PyTorch counts with."""
 LR_SCHEDULERS = ("constant", "cosineannealing")
 STORE_DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -28,7 +31,11 @@ def at_least(key: str, value: float | None, least: float, *, exclusive: bool = F
         least: The bound.
         exclusive: Refuse the bound itself, too.
     """
-    if value is not None and not (value > least if exclusive else value >= least):
+    if value is None:
+        return
+    if not math.isfinite(value) or value > LARGEST:
+        raise UserError(f"{key}={value} is no number that can be used; give one up to {LARGEST}")
+    if not (value > least if exclusive else value >= least):
         raise UserError(
             f"{key}={value} is out of range; give a value {'above' if exclusive else 'of at least'} {least}"
         )
@@ -94,6 +101,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        if not self.path.strip():
+            raise UserError("data.path is empty; give a hub id, a file, a folder, or 'demo'")
         at_least("data.context_size", self.context_size, 3)  # position 0 is left out, the last has no target
         if not 0 <= self.held_out <= 0.5:
             raise UserError(f"data.held_out={self.held_out} is out of range; give a fraction from 0 to 0.5")
@@ -122,6 +131,8 @@ class StoreConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         _choice("store.dtype", self.dtype, STORE_DTYPES)
+        if not self.dir.strip():
+            raise UserError("store.dir is empty; name a folder")
         for key in ("tokens", "shard_tokens", "shuffle_tokens", "batch_prompts"):
             at_least(f"store.{key}", getattr(self, key), 1)
         if self.shuffle_tokens % self.shard_tokens:
@@ -214,6 +225,7 @@ class TrainConfig:
         """Check the ranges."""
         for key in ("tokens", "log_every_steps", "checkpoint_every_steps"):
             at_least(f"train.{key}", getattr(self, key), 1)
+        at_least("train.seed", self.seed, 0)
 
 
 @dataclass
@@ -239,6 +251,12 @@ class RunFolder:
     """Name of the run, and of its folder."""
     dir: str = "runs/${run.name}"
     """Folder of the run; in a sweep, each point has a folder in it."""
+
+    def __post_init__(self) -> None:
+        """Check that there is a folder: an empty name would be the current one."""
+        for key in ("name", "dir"):
+            if not getattr(self, key).strip():
+                raise UserError(f"run.{key} is empty; give it a name")
 
 
 @dataclass

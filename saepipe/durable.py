@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args, get_origin
 
 import xxhash
 
@@ -22,12 +22,19 @@ from saepipe.errors import UserError
 
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{16}\.tmp$")
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_REFUSED = tuple(
+    getattr(errno, name) for name in "EACCES EPERM EROFS ENOTDIR EEXIST EISDIR ENAMETOOLONG ELOOP EINVAL".split()
+)
 
 
 def temporary(path: Path) -> Path:
     """Return a name beside `path` that no other process uses and that `remove_stale` recognises."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def is_temporary(path: Path) -> bool:
+    """Tell whether a path has a name that `temporary` gave."""
+    return _TEMPORARY.match(path.name) is not None
 
 
 def remove_stale(folder: Path) -> int:
@@ -36,7 +43,7 @@ def remove_stale(folder: Path) -> int:
     Returns:
         How many there were.
     """
-    stale = [path for path in folder.rglob(".*.tmp") if _TEMPORARY.match(path.name) and path.is_file()]
+    stale = [path for path in folder.rglob(".*.tmp") if is_temporary(path) and path.is_file()]
     for path in stale:
         path.unlink(missing_ok=True)
     return len(stale)
@@ -154,3 +161,21 @@ def read_sealed(path: Path, *, cure: str) -> dict[str, Any]:
     if damaged:
         raise UserError(f"{path} is damaged (its content does not match its own hash); {cure}")
     return document
+
+
+def fits(value: object, kind: Any) -> bool:
+    """Tell whether a JSON value has the expected structure.
+
+    Args:
+        value: What the file gave.
+        kind: A type such as `int`, `list[str]`, `dict[str, int]` or `Any`, or a dict of exactly the keys that the value
+            has to have, each with the kind of its item.
+    """
+    if isinstance(kind, dict):
+        same = isinstance(value, dict) and value.keys() == kind.keys()
+        return same and all(fits(value[key], kind[key]) for key in kind)
+    container = get_origin(kind)
+    if container is None:
+        return kind is Any or type(value) is kind  # a bool is no int
+    items = value.values() if isinstance(value, dict) else value
+    return type(value) is container and all(fits(item, get_args(kind)[-1]) for item in items)

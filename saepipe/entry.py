@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from saepipe import durable
 from saepipe.config import RunConfig
@@ -30,6 +31,8 @@ from saepipe.errors import UserError, unknown
 _PACKAGED = Path(__file__).parent / "conf"
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
 """The YAML files: inside an installed package, or beside it in a checkout."""
+
+_GROUP_VALUE = "a group such as sae, model or logger takes the name of one of its files, e.g. sae=topk, not"
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
 
@@ -44,20 +47,31 @@ def main(verb: str, function: Callable[[RunConfig], object]) -> None:
     prepare_process()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and the exit code is ours
 
+    failed: list[str] = []
+
     def task(composed: DictConfig) -> None:
+        overrides = list(HydraConfig.get().overrides.task)
         try:
-            overrides = list(HydraConfig.get().overrides.task)
             function(_typed(composed, overrides, point=_point(overrides)))
         except UserError as error:  # raised past this frame, Hydra would add lines of its own
-            refuse(str(error))
+            failed.append(str(error))  # and the other points of a sweep would not be tried
 
-    sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = _arguments(sys.argv[1:])
     try:
         hydra_main(config_path=str(CONF), config_name=verb, version_base="1.3")(task)()
+        if failed:
+            refuse("\nsaepipe: ".join(failed))
     except (HydraException, OmegaConfBaseException) as error:
         refuse(_sentence(error))
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        refuse(f"{_GROUP_VALUE}: {' '.join(sys.argv[1:])}")
     except KeyboardInterrupt:
         interrupted()
+    except BrokenPipeError:  # `| head`: whoever read has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def load_config(verb: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -73,6 +87,10 @@ def load_config(verb: str, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         with initialize_config_dir(str(CONF), version_base="1.3", job_name=verb):
             return _typed(compose(verb, [_quoted(override) for override in overrides]), overrides, point=None)
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        raise UserError(f"{_GROUP_VALUE}: {' '.join(overrides)}") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_sentence(error)) from None
 
@@ -88,7 +106,7 @@ def read_config(path: Path) -> RunConfig:
     Raises:
         UserError: The file is missing, or no longer fits this version's keys.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(
             f"run.dir={path.parent} holds no {path.name}; train a run there first (python -m saepipe.train)"
         )
@@ -96,8 +114,11 @@ def read_config(path: Path) -> RunConfig:
         saved = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path))
         assert isinstance(saved, DictConfig)
         return _typed(saved, saved.overrides, point=None)
-    except OmegaConfBaseException as error:
-        raise UserError(f"run.dir={path.parent}: {path.name} is not readable: {_sentence(error)}") from None
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
+        raise UserError(
+            f"run.dir={path.parent}: {path.name} is damaged or of another version; choose another run.dir "
+            f"({_sentence(error)})"
+        ) from None
 
 
 def differences(mine: object, theirs: object, prefix: str = "") -> dict[str, tuple[object, object]]:
@@ -125,7 +146,7 @@ def agree(typed: object, kept: object) -> bool:
 def _typed(composed: DictConfig, overrides: Iterable[str], point: str | None) -> RunConfig:
     """Turn a composed config into dataclasses: the one place where a DictConfig ends."""
     if foreign := _keys_of(composed) - set(_known_keys()):  # +group.key=value adds what no dataclass knows
-        raise unknown("key", min(foreign), _known_keys())
+        raise UserError(_unknown_key(min(foreign)))
     config = OmegaConf.to_object(composed)
     assert isinstance(config, RunConfig)
     config.overrides = list(overrides)
@@ -133,6 +154,12 @@ def _typed(composed: DictConfig, overrides: Iterable[str], point: str | None) ->
     if point:
         config.run.dir = f"{config.run.dir}/{point}"
     return config
+
+
+def _arguments(given: Sequence[str]) -> list[str]:
+    """Put flags first: argparse, which Hydra uses, takes no `-m` between two overrides."""
+    flags = [argument for argument in given if argument in ("-m", "--multirun", "-h", "--help")]
+    return [*flags, *(_quoted(argument) for argument in given if argument not in flags)]
 
 
 def _quoted(override: str) -> str:
@@ -154,7 +181,7 @@ def _architecture_config(values: Any) -> Any:
     try:
         return OmegaConf.to_object(OmegaConf.merge(schema, values))
     except OmegaConfBaseException as error:
-        raise UserError(f"sae={values['architecture']}: {_sentence(error)}") from None
+        raise UserError(f"sae.{_sentence(error)}") from None
 
 
 def _point(overrides: Sequence[str]) -> str | None:
@@ -176,8 +203,10 @@ def _sentence(error: BaseException) -> str:
     while chain[-1].__cause__:
         chain.append(chain[-1].__cause__)
     text = "\n".join(str(link).strip() for link in chain)
+    if "Could not override 'experiment'" in text:
+        return f"an experiment is added with a plus: +experiment=NAME, one of {', '.join(_options('experiment'))}"
     if mistyped := re.search(r"Could not override '([^']+)'", text):
-        return str(unknown("key", mistyped[1], _known_keys(), "One architecture's keys are unknown to another's."))
+        return _unknown_key(mistyped[1])
     if option := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
         return str(unknown(option[1], option[2], _options(option[1])))
     if unparsed := re.search(r"Error parsing override '([^']*)'", text):
@@ -188,6 +217,15 @@ def _sentence(error: BaseException) -> str:
     where = given[1] if given else key[1] if key else "configuration"
     cure = "; write a whole number such as 1_000_000" if "to Integer" in text else ""
     return f"{where} does not fit: {lines[0] if lines else type(error).__name__}{cure}"
+
+
+def _unknown_key(key: str) -> str:
+    """Word a key that this configuration has not: another architecture's, or none's."""
+    files = sorted((CONF / "sae").glob("*.yaml"))
+    owners = [path.stem for path in files if key.startswith("sae.") and key[4:] in OmegaConf.load(path)]
+    if owners:
+        return f"{key} is a key of sae={owners[0]}, which this run does not use; leave it out, or add sae={owners[0]}"
+    return str(unknown("key", key, _known_keys()))
 
 
 def _known_keys() -> list[str]:
@@ -214,6 +252,7 @@ def prepare_process() -> None:
     # OpenMP's idle threads spin by default: on a machine with other work, a sparse step took five times as long. It is
     # read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    logging.raiseExceptions = False  # a closed or full standard output is no reason for a traceback per message
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("saepipe", "__main__"):  # a verb run by `python -m` is __main__

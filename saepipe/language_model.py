@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import struct
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -217,7 +218,10 @@ class LanguageModel:
     def _hooks(self) -> Hooks:
         """Load the weights."""
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging as transformers_logging
 
+        if not sys.stderr.isatty():  # its bar over the weights is nothing for a log
+            transformers_logging.disable_progress_bar()
         with explained_memory(f"loading model.name={self.name}", model__dtype="bfloat16"):
             try:
                 model, found = AutoModelForCausalLM.from_pretrained(

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
+from saepipe import progress
 from saepipe.errors import UserError
 from saepipe.language_model import LanguageModel
 from saepipe.saes.base import SAE
@@ -55,7 +55,7 @@ class Contexts:
     def batches(self, size: int) -> Iterator[tuple[Int[Tensor, "context seq"], Bool[Tensor, "context seq"]]]:
         """Read ids, and which tokens count, some contexts at a time, with a bar."""
         total = len(self) * self._seq
-        with tqdm(desc="analyze", total=total, unit="tok", unit_scale=True, disable=None) as bar:
+        with progress.bar("analyze", total) as bar:
             for side, chosen in self._sides:
                 for start in range(0, len(chosen), size):
                     rows = chosen[start : start + size]

@@ -31,8 +31,7 @@ class CSVMetrics(Logger):
         self._path = path
         self._rows: list[dict[str, str]] = []
         if start_step and path.is_file():
-            with path.open(newline="") as file:
-                self._rows = [row for row in csv.DictReader(file) if int(row["step"]) <= start_step]
+            self._rows = _rows(path, start_step)
         self._columns = list(self._rows[0]) if self._rows else []
         self._rewrite()
 
@@ -69,6 +68,17 @@ class CSVMetrics(Logger):
         durable.write_text(self._path, text.getvalue())
 
 
+def _rows(path: Path, last_step: int) -> list[dict[str, str]]:
+    """Read the whole rows of a CSV file up to a step; a full disk or a crash may have torn the last one."""
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        found = [
+            row
+            for row in csv.DictReader(file)
+            if None not in (*row, *row.values()) and str(row.get("step")).isdecimal()
+        ]
+    return [row for row in found if int(row["step"]) <= last_step]
+
+
 def open_loggers(config: RunConfig, start_step: int) -> list[Logger]:
     """Open the loggers of a run.
 
@@ -95,11 +105,11 @@ def close(loggers: list[Logger], *, failed: bool) -> None:
 def _wandb(config: RunConfig, folder: Path) -> Logger:
     """Open a W&B run whose id is a hash of the run's folder, so that a resumed run continues its own charts."""
     try:
-        import wandb  # noqa: F401  (Lightning imports it later and would say less)
+        import wandb
     except ImportError:
         raise UserError("logger=wandb needs the package wandb; pip install wandb, or logger=csv") from None
     run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    return WandbLogger(
+    logger = WandbLogger(
         name=config.run.dir,
         id=run_id,
         project=config.logger.project,
@@ -108,6 +118,13 @@ def _wandb(config: RunConfig, folder: Path) -> Logger:
         offline=config.logger.offline,
         resume="allow",
     )
+    try:
+        logger.experiment  # noqa: B018  (starts the run: a missing key is told now, not after the first steps)
+    except wandb.errors.Error as error:
+        raise UserError(
+            f"logger=wandb cannot start ({str(error).splitlines()[0]}); run `wandb login`, or set logger.offline=true"
+        ) from error
+    return logger
 
 
 def _tensorboard(folder: Path) -> Logger:

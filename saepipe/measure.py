@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
-from saepipe import metrics
+from saepipe import metrics, progress
 from saepipe.language_model import LanguageModel
 from saepipe.saes.base import SAE
 from saepipe.token_store import Side
@@ -83,7 +82,7 @@ def _batches(
     side: Side, contexts: int, batch_prompts: int, device: torch.device
 ) -> Iterator[tuple[Int[Tensor, "batch seq"], Bool[Tensor, "batch seq"]]]:
     """Read token ids and the mask of the tokens that count, with a bar."""
-    with tqdm(desc="evaluate", total=contexts * side.ids.shape[1], unit="tok", unit_scale=True, disable=None) as bar:
+    with progress.bar("evaluate", contexts * side.ids.shape[1]) as bar:
         for start in range(0, contexts, batch_prompts):
             stop = min(start + batch_prompts, contexts)
             ids = torch.from_numpy(side.ids[start:stop].astype("int64")).to(device)

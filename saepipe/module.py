@@ -13,8 +13,8 @@ import lightning.pytorch as pl
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
+from saepipe import progress
 from saepipe.config import OptimConfig
 from saepipe.errors import UserError
 from saepipe.saes.base import SAE, Losses
@@ -61,14 +61,7 @@ class Batches:
         """Read on from the module's own step; by now a checkpoint has been restored."""
         module, tokens = self._module, self._batch_tokens
         batches = self._stream.iterate(start=module.steps_done)
-        with tqdm(
-            desc="train",
-            total=module.total_steps * tokens,
-            initial=module.steps_done * tokens,
-            unit="tok",
-            unit_scale=True,
-            disable=None,
-        ) as bar:
+        with progress.bar("train", module.total_steps * tokens, module.steps_done * tokens) as bar:
             for _ in range(module.steps_done, module.total_steps):
                 yield next(batches)
                 bar.update(tokens)

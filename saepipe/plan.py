@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from saepipe.config import StoreConfig
-from saepipe.durable import disk_errors, read_sealed, seal, write_sealed
+from saepipe.durable import disk_errors, fits, read_sealed, seal, write_sealed
 from saepipe.errors import UserError
 from saepipe.permutation import Permutation, derive_key
 from saepipe.token_store import TokenStore
@@ -35,6 +35,7 @@ _BLOCKS = 4096
 _LEAST_BLOCK_ROWS = 16
 _HOOK = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _RESERVED = ("tokens", "heldout", "plan.json", "manifest.json")
+_CURE = "choose another store.dir, or put this file back as it was"
 # Fields that are keys of the `store` group
 _SETTINGS = ("tokens", "dtype", "shard_tokens", "shuffle_tokens", "batch_prompts", "seed")
 # What an error calls other fields
@@ -154,7 +155,7 @@ class Plan:
         """
         path = folder / "plan.json"
         try:
-            document = read_sealed(path, cure="cache into another store.dir, or delete this one")
+            document = read_sealed(path, cure=_CURE)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"there is no store in store.dir={folder}; make one with `python -m saepipe.cache store.dir={folder}`"
@@ -164,6 +165,16 @@ class Plan:
                 f"store.dir={folder} was written by another version of saepipe (format {document.get('format')}, and "
                 f"this one reads {FORMAT}); use that version, or another store.dir"
             )
+        sizes = ("contexts", "context_size", "tokens", "shard_tokens", "shuffle_tokens", "batch_prompts")
+        sound = (
+            fits(document, {field.name: field.type for field in dataclasses.fields(cls)})
+            and document["dtype"] in ITEM_BYTES
+            and document["hooks"].keys() == document["block_rows"].keys()
+            and min(*(document[key] for key in sizes), *document["hooks"].values(), *document["block_rows"].values())
+            > 0
+        )
+        if not sound:
+            raise UserError(f"{path} does not describe a store; {_CURE}")
         return cls(**document)
 
     def save(self, folder: Path) -> None:

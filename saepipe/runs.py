@@ -47,8 +47,21 @@ class Run:
         self.sae_folder = self.folder / "sae"
 
     def summary(self) -> dict[str, Any] | None:
-        """Read what training left as its last act; None while the run is not finished."""
-        return json.loads(self.summary_file.read_text()) if self.summary_file.is_file() else None
+        """Read what training left as its last act; None while the run is not finished.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        if not self.summary_file.exists():
+            return None
+        try:
+            found = json.loads(self.summary_file.read_text())
+            return {**found, "store": dict(found["store"]), "steps": int(found["steps"])}
+        except (OSError, ValueError, TypeError, KeyError):
+            raise UserError(
+                f"run.dir={self.folder}: summary.json is damaged; delete it and run the same train command again: it "
+                "goes on from the last checkpoint"
+            ) from None
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the run as finished."""
@@ -60,7 +73,12 @@ class Run:
         Raises:
             UserError: A key that decides the weights differs; the message names it and both values.
         """
-        if not self.config_file.is_file():
+        if not self.config_file.exists():
+            if self.summary_file.exists() or any(self.checkpoints.glob("step-*")):
+                raise UserError(
+                    f"run.dir={self.folder} holds a run without its config.yaml, so what it was cannot be told; choose "
+                    "another run.dir"
+                )
             return
         for key, (mine, there) in entry.differences(config, entry.read_config(self.config_file)).items():
             if not key.startswith(DECIDES_WEIGHTS):
@@ -101,10 +119,20 @@ class Run:
         return theirs
 
     def load_sae(self) -> "SAE":
-        """Open the run's SAE."""
+        """Open the run's SAE.
+
+        Raises:
+            UserError: It is missing or damaged; training makes it anew from the last checkpoint.
+        """
         from saepipe import export
 
-        return export.load(self.sae_folder)
+        try:
+            return export.load(self.sae_folder)
+        except UserError as error:
+            raise UserError(
+                f"{error} (delete {self.summary_file} and run the same train command again: it exports the last "
+                "checkpoint)"
+            ) from error
 
     def tokens(self, store: str | Path) -> "TokenStore":
         """Open the tokens of the very store that the run was trained on.
@@ -124,7 +152,7 @@ class Run:
                 f"store.dir={folder}, on which run.dir={self.folder} was trained, is not there; say with store.dir= "
                 "where it is now, or make it again with the same cache command as before"
             )
-        if Plan.load(folder).identity != (self.summary() or {}).get("store", {}).get("identity"):
+        if Plan.load(folder).identity != (self.summary() or {"store": {}})["store"].get("identity"):
             raise UserError(
                 f"store.dir={folder} is another store than the one on which run.dir={self.folder} was trained; say "
                 "with store.dir= where that one is"

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm import tqdm
 
-from saepipe import shards
+from saepipe import progress, shards
 from saepipe.durable import disk_errors, read_sealed, remove_stale, write_sealed
 from saepipe.errors import UserError, unknown
 from saepipe.lock import LOCK
@@ -280,7 +279,7 @@ class Store:
             raise self._incomplete()
         self.tokens.verify()
         rows = [self.plan.shard_rows(shard, held_out=held_out) for _, shard, held_out in places]
-        with tqdm(total=sum(rows), desc="verify", unit="tok", unit_scale=True, disable=None) as bar:
+        with progress.bar("verify", sum(rows)) as bar:
             for where, count in zip(places, rows, strict=True):
                 shards.verify(self.folder, self._record(*where))
                 bar.update(count)

@@ -81,7 +81,6 @@ class Stream:
         self._dtype = DTYPES[store.plan.dtype]
         self._word = _word(self.d_in * self._dtype.itemsize)
         self._pin = torch.cuda.is_available()
-        self._logs = rank == 0
         parts = (self.hook, config.seed, config.batch_tokens, config.window_tokens, self.lanes)
         self._order = Order(
             Blocks.of(store, self.hook, exclude_special_tokens=exclude_special_tokens),
@@ -92,6 +91,14 @@ class Stream:
         )
         if not self._order.batches_per_epoch:
             raise _too_small(self._order.rows, config, filtered=exclude_special_tokens)
+        if rank == 0:
+            log.info(
+                "%s: %s batches an epoch; %s of %s rows are left out of each, other ones every time",
+                store.folder,
+                f"{self.batches_per_epoch:,}",
+                f"{self._order.rows - self.batches_per_epoch * config.batch_tokens:,}",
+                f"{self._order.rows:,}",
+            )
 
     @property
     def batches_per_epoch(self) -> int:
@@ -139,8 +146,6 @@ class Stream:
         coming = begin(self._load, next(places), None)
         for batch in range(start, 2**63):
             epoch, index = divmod(batch, order.batches_per_epoch)
-            if self._logs and (batch == start or index == 0):
-                self._log_epoch(epoch)
             tokens = self._empty_batch()
             target = tokens.view(self._word)
             filled = 0
@@ -178,16 +183,6 @@ class Stream:
     def _empty_batch(self) -> Tensor:
         rows = self._order.lane_batch * len(self._rank_lanes)
         return torch.empty(rows, self.d_in, dtype=self._dtype, pin_memory=self._pin)
-
-    def _log_epoch(self, epoch: int) -> None:
-        used = self.batches_per_epoch * self._order.lane_batch * self.lanes
-        log.info(
-            "epoch %d of the store: %d batches; %d of its %d rows are left out, other ones in each epoch",
-            epoch,
-            self.batches_per_epoch,
-            self._order.rows - used,
-            self._order.rows,
-        )
 
 
 def _word(row_bytes: int) -> torch.dtype:

@@ -15,12 +15,19 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from saepipe.durable import commit, disk_errors, read_sealed, remove_stale, seal, temporary, write_sealed, xxh3
+from saepipe.durable import commit, disk_errors, fits, read_sealed, remove_stale, seal, temporary, write_sealed, xxh3
 from saepipe.errors import UserError
 
 FORMAT = 1
 SIDES = ("train", "heldout")
 _ARRAYS = {"ids": "<i4", "documents": "<i4", "special": "|b1"}
+_DOCUMENT = {
+    "format": int,
+    "context_size": int,
+    "special_ids": list[int],
+    "files": {f"{side}.{name}": {"contexts": int, "xxh3": str} for side in SIDES for name in _ARRAYS},
+    "source": dict[str, Any],
+}
 _CURE = "delete that folder and run the same `python -m saepipe.cache` command again"
 
 
@@ -92,6 +99,8 @@ class TokenStore:
                 f"{folder} was written by another version of saepipe (format {document.get('format')}, and this one "
                 f"reads {FORMAT}); use that version, or another store.dir"
             )
+        if not fits(document, _DOCUMENT):
+            raise _damaged(folder / "plan.json", "does not describe tokens")
         return cls(folder, document, seal(document))
 
     def _side(self, side: str) -> Side:
@@ -115,8 +124,13 @@ class TokenStore:
             UserError: Names the damaged file and the cure.
         """
         for name, file in self._files.items():
-            if xxh3(self.folder / name) != file["xxh3"]:
-                raise _damaged(self.folder / name, "does not match its hash")
+            path = self.folder / name
+            try:
+                sound = xxh3(path) == file["xxh3"]
+            except OSError as error:
+                raise _damaged(path, f"cannot be read ({error.strerror})") from None
+            if not sound:
+                raise _damaged(path, "does not match its hash")
 
 
 class TokenStoreWriter:

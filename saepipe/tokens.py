@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int32
-from tqdm import tqdm
 
+from saepipe import progress
 from saepipe.config import DataConfig
 from saepipe.errors import UserError
 from saepipe.sources import Document, Source
@@ -67,12 +67,13 @@ def build(
     if (Path(folder) / "plan.json").exists():
         return _reuse(TokenStore.open(folder), identity)
     special_ids = _special_ids(tokenizer)
+    packers = {side: _Packer.of(tokenizer, source.data, vocab_size) for side in ("heldout", "train")}
     needed = math.ceil(tokens / source.data.context_size)
     with (
         TokenStoreWriter(folder, context_size=source.data.context_size) as writer,
-        tqdm(total=tokens, unit="tok", unit_scale=True, desc="tokens", disable=None) as bar,
+        progress.bar("tokens", tokens) as bar,
     ):
-        for side, (ids, documents) in _contexts(source, tokenizer, vocab_size):
+        for side, (ids, documents) in _contexts(source, tokenizer, vocab_size, packers):
             room = needed - writer.contexts("train") if side == "train" else len(ids)
             writer.append(side, ids[:room], documents[:room], np.isin(ids[:room], special_ids))
             bar.update(min(writer.contexts("train") * source.data.context_size, tokens) - bar.n)
@@ -85,9 +86,10 @@ def build(
         return writer.finish(source=identity, special_ids=special_ids)
 
 
-def _contexts(source: Source, tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> Iterator[tuple[str, Contexts]]:
+def _contexts(
+    source: Source, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, packers: dict[str, "_Packer"]
+) -> Iterator[tuple[str, Contexts]]:
     """Give each side's contexts as documents complete them, the held-out ones of some documents first."""
-    packers = {side: _Packer.of(tokenizer, source.data) for side in ("heldout", "train")}
     if source.data.pack and tokenizer.eos_token_id is None:
         joint = "nothing" if tokenizer.bos_token_id is None else "its beginning-of-sequence token"
         log.info("the tokenizer has no end-of-sequence token: documents are joined by %s", joint)
@@ -132,17 +134,27 @@ def _ids(
 ) -> list[Int32[np.ndarray, " token"]]:
     """Turn documents into ids; none outside the vocabulary."""
     lists: Any = chunk
-    if isinstance(chunk[0], str):
+    text = isinstance(chunk[0], str)
+    if text:
         lists = tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     documents = [np.asarray(ids, np.int64) for ids in lists]
     every = np.concatenate(documents)
     strange = every[(every < 0) | (every >= vocab_size)]
+    if len(strange) and text:
+        raise _outside(tokenizer, int(strange[0]), "for some text", vocab_size)
     if len(strange):
         raise UserError(
             f"data.column={data.column} has the token id {strange[0]}, outside the model's vocabulary of {vocab_size}; "
             "give the ids of the model's own tokenizer, or text"
         )
     return [ids.astype(np.int32) for ids in documents]
+
+
+def _outside(tokenizer: "PreTrainedTokenizerBase", token: int, role: str, vocab_size: int) -> UserError:
+    return UserError(
+        f"model.name has a tokenizer ({tokenizer.name_or_path or 'unnamed'}) that gives the id {token} {role}, outside "
+        f"the model's vocabulary of {vocab_size}; give a model with the tokenizer that it was trained with"
+    )
 
 
 def _too_few(data: DataConfig, contexts: int, tokens: int) -> UserError:
@@ -182,7 +194,7 @@ class _Packer:
         self.ids = self.numbers = np.empty(0, np.int32)
 
     @classmethod
-    def of(cls, tokenizer: "PreTrainedTokenizerBase", data: DataConfig) -> "_Packer":
+    def of(cls, tokenizer: "PreTrainedTokenizerBase", data: DataConfig, vocab_size: int) -> "_Packer":
         """Choose what begins a context and what stands between documents."""
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         if data.prepend_bos and bos is None:
@@ -190,12 +202,11 @@ class _Packer:
                 "data.prepend_bos=true needs a beginning-of-sequence token, which the tokenizer lacks; set "
                 "data.prepend_bos=false"
             )
-        return cls(
-            data.context_size,
-            pack=data.pack,
-            bos=bos if data.prepend_bos else None,
-            separator=bos if eos is None else eos,
-        )
+        begin, between = bos if data.prepend_bos else None, (bos if eos is None else eos) if data.pack else None
+        for token, role in ((begin, "to begin a context"), (between, "to stand between documents")):
+            if token is not None and not 0 <= token < vocab_size:
+                raise _outside(tokenizer, token, role, vocab_size)
+        return cls(data.context_size, pack=data.pack, bos=begin, separator=between)
 
     def cut(self, documents: list[tuple[int, np.ndarray]]) -> Contexts:
         """Give the contexts that (number, ids) of further documents complete."""

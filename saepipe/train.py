@@ -8,6 +8,7 @@ and a mistyped key answer at once.
 import logging
 import shlex
 import signal
+import threading
 import time
 import warnings
 from dataclasses import replace
@@ -52,6 +53,7 @@ def train(config: RunConfig) -> dict[str, Any]:
                     f"run.dir={run.folder} was trained on another store than store.dir={store.folder} is now; "
                     "choose another run.dir"
                 )
+            run.load_sae()  # a finished run whose export is damaged says so here, with the cure
             log.info("%s is already trained (%s steps); nothing to do", run.folder, f"{finished['steps']:,}")
             return finished
         durable.remove_stale(run.folder)
@@ -202,12 +204,14 @@ def _fit(config: RunConfig, stream: "Stream", module: "SAEModule", run: Run, res
     """Run Lightning's loop over the batches that are left, and return the device's name."""
     import lightning.pytorch as pl
     from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from saepipe.checkpoints import AtomicCheckpointIO, Checkpoints, step_of
     from saepipe.loggers import close, open_loggers
     from saepipe.module import Batches
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips and device table say nothing of this run
+    interrupted = _interrupt_between_steps()
     opened = open_loggers(config, start_step=step_of(restored) if restored else 0)
     failed = True
     try:
@@ -235,14 +239,33 @@ def _fit(config: RunConfig, stream: "Stream", module: "SAEModule", run: Run, res
             f"trainer.accelerator={config.trainer.accelerator} cannot be had on this machine "
             f"({str(error).splitlines()[0]}); try trainer.accelerator=auto"
         ) from error
-    except SystemExit as stop:  # how Lightning ends at a signal: with exit code 0 or 1, and without a word
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
+    except SIGTERMException:  # Lightning's own exit code would be 0, as if the run had finished
         log.info("stopped at step %s; the same command goes on", f"{module.steps_done:,}")
-        raise SystemExit(128 + signal.SIGTERM) from None
+        raise SystemExit(128 + (signal.SIGINT if interrupted else signal.SIGTERM)) from None
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         close(opened, failed=failed)
     return provenance.device_name(trainer.strategy.root_device)
+
+
+def _interrupt_between_steps() -> list[int]:
+    """Let the first Ctrl-C end the run as SIGTERM does: between two steps, with a checkpoint. A second one is Python's.
+
+    Returns:
+        A list that holds the signal once it came.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        return came  # only the main thread may set a handler
+
+    def on_interrupt(number: int, _: object) -> None:
+        came.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    return came
 
 
 def _export(config: RunConfig, module: "SAEModule", hook: str, folder: Path) -> None:

@@ -1,3 +1,5 @@
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,29 @@ def test_the_newest_is_found_and_read_back(tmp_path: Path) -> None:
     assert path is not None
     assert step_of(path) == 100
     assert AtomicCheckpointIO().load_checkpoint(path)["weights"].tolist() == [100.0] * 64
+
+
+def test_other_files_in_the_folder_are_let_alone(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / "step-best.ckpt").write_text("mine")
+    (tmp_path / "step-000000009.ckpt").symlink_to(tmp_path / "gone")
+    found = newest(tmp_path)
+    assert found is not None
+    assert step_of(found) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a full disk is mounted, which only root can")
+def test_a_full_disk_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
+    try:
+        path = disk / "step-000000001.ckpt"
+        with pytest.raises(OSError, match="No space left"):
+            AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(100_000)}, path)
+        assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_there_may_be_none(tmp_path: Path) -> None:

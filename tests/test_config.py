@@ -29,6 +29,12 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (config.TrainerConfig, {"precision": "16-mixed"}, "trainer.precision=16-mixed"),
     (config.TrainerConfig, {"accelerator": "tpu"}, "trainer.accelerator=tpu"),
     (config.LoggerConfig, {"name": "wand"}, "logger.name=wand"),
+    (config.OptimConfig, {"eps": float("inf")}, "optim.eps=inf"),
+    (config.TrainConfig, {"seed": -1}, "train.seed=-1"),
+    (config.TrainConfig, {"seed": 10**26}, "train.seed=1000"),
+    (config.DataConfig, {"path": " "}, "data.path is empty"),
+    (config.StoreConfig, {"dir": ""}, "store.dir is empty"),
+    (config.RunFolder, {"dir": ""}, "run.dir is empty"),
     (config.EvaluateConfig, {"tokens": 0}, "evaluate.tokens=0"),
     (config.AnalyzeConfig, {"latents": 0}, "analyze.latents=0"),
 ]

@@ -82,6 +82,10 @@ def test_gemma2b_is_standard_with_a_coefficient_to_sweep() -> None:
         ("sae.d_sae=0", "sae.d_sae=0"),
         ("train.tokens", "key=value"),
         ("model.hooks=3", "model.hooks=3"),
+        ("sae.l1_coefficient=3", "sae.l1_coefficient is a key of sae=standard"),
+        ("experiment=demo", "+experiment=NAME"),
+        ("sae=null", "sae=topk"),
+        ("sae=3", "sae=topk"),
     ],
 )
 def test_a_mistake_is_one_sentence_with_key_and_cure(override: str, words: str) -> None:
@@ -99,9 +103,10 @@ def test_a_config_comes_back_from_its_file(tmp_path: Path) -> None:
 def test_a_missing_or_foreign_config_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no config\.yaml"):
         entry.read_config(tmp_path / "config.yaml")
-    (tmp_path / "config.yaml").write_text("colour: red\n")
-    with pytest.raises(UserError, match=r"config.yaml"):
-        entry.read_config(tmp_path / "config.yaml")
+    for content in (b"colour: red\n", b"", b"model: {name: [", b"\xff\xfe\x00", b"sae: null\n"):
+        (tmp_path / "config.yaml").write_bytes(content)
+        with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+            entry.read_config(tmp_path / "config.yaml")
 
 
 def test_differences_name_the_keys() -> None:
@@ -110,6 +115,27 @@ def test_differences_name_the_keys() -> None:
     assert found["sae.k"] == (32, 16)
     assert found["optim.lr"][1] == 0.5
     assert set(found) == {"sae.k", "optim.lr", "overrides"}
+
+
+def test_flags_may_stand_anywhere_and_every_point_is_tried(tmp_path: Path) -> None:
+    done = run("train", "sae.k=7", "-m", "optim.lr=-1,-2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "optim.lr=-1" in done.stderr
+    assert "optim.lr=-2" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m saepipe.train --help | head -1"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env={**__import__("os").environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_the_command_line_exits_with_2_and_one_sentence(tmp_path: Path) -> None:

@@ -42,6 +42,17 @@ def test_a_resume_keeps_the_rows_up_to_its_step(tmp_path: Path) -> None:
     assert rows(tmp_path / "metrics.csv") == []
 
 
+@pytest.mark.parametrize("tail", [b"4", b"4,0.", b"\xff\xfe", b"x,y\n", b"4,1.0,2,3\n"])
+def test_a_torn_last_row_is_dropped(tmp_path: Path, tail: bytes) -> None:
+    log = CSVMetrics(tmp_path / "metrics.csv")
+    for step in (1, 2, 3):
+        log.log_metrics({"loss": 0.5, "l0": 1}, step=step)
+    with (tmp_path / "metrics.csv").open("ab") as file:
+        file.write(tail)
+    CSVMetrics(tmp_path / "metrics.csv", start_step=9).log_metrics({"loss": 0.5, "l0": 1}, step=10)
+    assert [row["step"] for row in rows(tmp_path / "metrics.csv")] == ["1", "2", "3", "10"]
+
+
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
 def test_other_loggers_write_beside_the_csv(tmp_path: Path, logger: str) -> None:
     config = entry.load_config("train", [f"run.dir={tmp_path}", f"logger={logger}", "logger.offline=true"])

@@ -15,7 +15,7 @@ def test_versions_and_device() -> None:
 
 
 def test_the_commit_is_the_checkouts_own(tmp_path: Path) -> None:
-    """An installed package below somebody else's repository has no commit; a tracked one has, with a + where changed."""
+    """An installed package below another project's checkout has no commit; a tracked one has, and a + if changed."""
     package = tmp_path / "saepipe"
     package.mkdir()
     for name in ("__init__.py", "provenance.py"):

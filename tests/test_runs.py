@@ -14,7 +14,7 @@ def trained(folder: Path, *overrides: str, finished: bool = True) -> Run:
         entry.load_config("train", ["model.name=small", f"run.dir={folder}", *overrides]), run.config_file
     )
     if finished:
-        run.finish({"steps": 3})
+        run.finish({"steps": 3, "store": {}})
     return run
 
 
@@ -24,7 +24,11 @@ def asked(folder: Path, *overrides: str) -> entry.RunConfig:
 
 def test_a_finished_run_says_so(tmp_path: Path) -> None:
     assert trained(tmp_path / "a", finished=False).summary() is None
-    assert trained(tmp_path / "b").summary() == {"steps": 3} == json.loads((tmp_path / "b/summary.json").read_text())
+    assert (
+        trained(tmp_path / "b").summary()
+        == {"steps": 3, "store": {}}
+        == json.loads((tmp_path / "b/summary.json").read_text())
+    )
 
 
 def test_a_later_verb_takes_the_runs_keys_and_its_own(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_splits_of_a_folder_follow_its_file_names(tmp_path: Path) -> None:
     _txt(tmp_path / "test.txt", {"text": ["to test on"]})
     assert read(tmp_path) == ["to train on"]
     assert read(tmp_path, split="test") == ["to test on"]
-    with pytest.raises(UserError, match=r"data.split=dev is not in .*test.*train"):
+    with pytest.raises(UserError, match=r"data.split=dev is not known; choose from test, train"):
         read(tmp_path, split="dev")
 
 
@@ -128,10 +128,10 @@ def test_unknown_column_and_type(tmp_path: Path) -> None:
     _jsonl(tmp_path / "a.jsonl", ROWS)
     with pytest.raises(UserError, match=r"data.column=texts is not known; did you mean text"):
         read(tmp_path / "a.jsonl", column="texts")
-    with pytest.raises(
-        UserError, match=r"data.column=id holds values of type int, neither text nor lists of token ids"
-    ):
+    with pytest.raises(UserError, match=r"data.column=id holds 0 \(int\) in row 0"):
         read(tmp_path / "a.jsonl", column="id")
+    with pytest.raises(UserError, match=r"data.column=ids is not known; choose from text"):
+        read(Path("demo"), column="ids")
 
 
 def test_mixed_kinds(tmp_path: Path) -> None:
@@ -148,6 +148,12 @@ def test_mixed_kinds(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "a"}\n{"text": '),
         ("a.txt", b"\xff\xfe\xfa"),
         ("a.txt", b""),
+        ("a.jsonl", b""),
+        ("a.json", b""),
+        ("a.jsonl", b'{"text": null}'),
+        ("a.jsonl", b'["text"]'),
+        ("a.jsonl", b'{"text": "\\ud800"}'),
+        ("a.arrow", b"no arrow"),
     ],
 )
 def test_damaged_files(tmp_path: Path, name: str, content: bytes) -> None:
@@ -161,3 +167,111 @@ def test_damage_further_on(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + '\n{"text": ')
     with pytest.raises(UserError, match=r"cannot be read"):
         read(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    "value", [5, 1.5, True, {"a": 1}, [1, None], [1, True], [1.0, 2.0], [[1], [2]], ["a"], [2**63], [2**64], [1, "a"]]
+)
+@pytest.mark.parametrize("before", ["some text", [1, 2], None])
+def test_every_row_is_checked(tmp_path: Path, value: object, before: object) -> None:
+    _jsonl(tmp_path / "a.jsonl", {"text": [before] * 150 + [value]})
+    with pytest.raises(UserError, match=r"data.column=text holds .* in row 150, counted from 0; give a column"):
+        read(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "arrow"])
+def test_types_do_not_change_from_file_to_file(tmp_path: Path, kind: str) -> None:
+    WRITERS[kind](tmp_path / f"a.{kind}", {"text": ["5"]})
+    WRITERS[kind](tmp_path / f"b.{kind}", {"text": [5]})
+    with pytest.raises(UserError, match=r"data.column=text holds 5 \(int\) in row 1"):
+        read(tmp_path)
+    WRITERS[kind](tmp_path / f"b.{kind}", {"text": [[5]]})
+    with pytest.raises(UserError, match=r"data.column=text holds \[5\] \(list\) in row 1"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("rows", [{"text": [b"bytes"]}, {"text": [[1, None]]}, {"text": [[True]]}, {"text": [[0.5]]}])
+def test_types_of_tables(tmp_path: Path, rows: dict[str, list]) -> None:
+    WRITERS["parquet"](tmp_path / "a.parquet", rows)
+    with pytest.raises(UserError, match=r"data.column=text holds .* in row 0"):
+        read(tmp_path / "a.parquet")
+
+
+def test_layouts_of_json(tmp_path: Path) -> None:
+    (tmp_path / "array.json").write_text(json.dumps([{"text": "2020-01-01"}, {"text": "b"}], indent=1))
+    assert read(tmp_path / "array.json") == ["2020-01-01", "b"]
+    (tmp_path / "row.json").write_text(json.dumps({"text": "a"}, indent=1))
+    assert read(tmp_path / "row.json") == ["a"]
+
+
+def test_a_folder_is_its_files(tmp_path: Path) -> None:
+    """Neither a script, nor a card, nor special characters or the number of files decide what is read."""
+    folder = tmp_path / "data[1]"
+    (folder / ".cache").mkdir(parents=True)
+    (folder / "data[1].py").write_text("raise RuntimeError")
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: b.jsonl\n---\n")
+    for name, text in (("a.jsonl", "a"), ("b.JSONL", "b"), ("test.jsonl", "t"), (".cache/c.jsonl", "c")):
+        _jsonl(folder / name, {"text": [text]})
+    assert read(folder) == ["a", "b"]
+    assert read(folder, split="test") == ["t"]
+    assert read(folder / "test.jsonl") == ["t"]
+    WRITERS["parquet"](tmp_path / "a[1].parquet", {"text": ["p"]})
+    assert read(tmp_path / "a[1].parquet") == ["p"]
+
+
+@pytest.mark.parametrize("name", ["b.csv", "c.jsonl.gz", "d.zip"])
+def test_data_of_another_kind_is_not_passed_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("text\n")
+    with pytest.raises(UserError, match=r"holds no data that is known; give .parquet"):
+        read(tmp_path)
+    _jsonl(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(UserError, match=r"holds files of several kinds \(.*.jsonl.*\); keep one kind"):
+        read(tmp_path)
+
+
+def test_splits_where_there_are_none(tmp_path: Path) -> None:
+    _jsonl(tmp_path / "test.jsonl", {"text": ["a"]})
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "test.jsonl", tmp_path / "saved", Path("demo")):
+        with pytest.raises(UserError, match=r"data.split=test is not known; choose from train"):
+            read(path, split="test")
+
+
+def test_keys_that_local_data_would_ignore(tmp_path: Path) -> None:
+    _jsonl(tmp_path / "a.jsonl", {"text": ["a"]})
+    for path in (tmp_path, tmp_path / "a.jsonl", Path("demo")):
+        for key in ("name", "revision"):
+            with pytest.raises(
+                UserError, match=rf"data.{key}=v1 is for hub data sets, and data.path=.* is local; leave"
+            ):
+                read(path, **{key: "v1"})
+    with pytest.raises(UserError, match=r"data.path is empty; give"):
+        Source.open(DataConfig(path=""), seed=0)
+
+
+def test_damaged_saved_data_set(tmp_path: Path) -> None:
+    for name, content in {
+        "data-00000-of-00001.arrow": b"\xff\xff\xff\xff",
+        "state.json": b"[]",
+        "dataset_info.json": None,
+        "data-00000-of-00001.arrow ": None,
+    }.items():
+        folder = tmp_path / name.replace(" ", "_")
+        datasets.Dataset.from_dict(ROWS).save_to_disk(folder)
+        file = folder / name.strip()
+        file.unlink() if content is None else file.write_bytes(content)
+        with pytest.raises(UserError, match=r"data.path=.* (cannot be read|holds no data)"):
+            read(folder)
+
+
+def test_saved_format_does_not_matter(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict(ROWS).with_format("numpy").save_to_disk(tmp_path / "saved")
+    assert read(tmp_path / "saved", column="ids")[8] == [1, 2, 3]
+
+
+def test_files_are_known_by_their_place_in_the_folder(tmp_path: Path) -> None:
+    for name, texts in (("x/part-0.jsonl", ["a"]), ("y/part-0.jsonl", ["bb"])):
+        (tmp_path / name).parent.mkdir()
+        _jsonl(tmp_path / name, {"text": texts})
+    source = Source.open(DataConfig(path=str(tmp_path)), seed=0)
+    assert source.files == {name: (tmp_path / name).stat().st_size for name in ("x/part-0.jsonl", "y/part-0.jsonl")}

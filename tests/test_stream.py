@@ -300,19 +300,12 @@ def test_a_process_ends_with_an_open_iterator(store: Store) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_each_epoch_says_once_what_it_leaves_out(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_an_epoch_leaves_out_is_said_once(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "saepipe.stream")
     stream = Stream(store, make_config(), exclude_special_tokens=False)
-    assert stream.batches_per_epoch == 13
     batches = stream.iterate(start=5)
     for _ in range(2 * 13):
         next(batches)
     batches.close()
-    # up to batch 30 for the consumer, and at most two more made ready
-    assert [record.getMessage() for record in caplog.records] == [
-        f"epoch {epoch} of the store: 13 batches; 320 of its 12800 rows are left out, other ones in each epoch"
-        for epoch in range(3)
-    ]
-    caplog.clear()
-    take(Stream(store, make_config(), exclude_special_tokens=False, rank=1, world_size=2), 14)
-    assert not caplog.records
+    (record,) = caplog.records
+    assert "13 batches an epoch; 320 of 12,800 rows are left out of each" in record.getMessage()

@@ -82,6 +82,20 @@ def test_ids_outside_the_vocabulary(tmp_path: Path, token: int) -> None:
     assert not (tmp_path / "tokens" / "plan.json").exists()
 
 
+def test_a_tokenizer_that_knows_more_than_the_model(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the cat")
+    source = Source.open(DataConfig(path=str(tmp_path / "a.txt"), context_size=4, held_out=0.0), seed=0)
+    with pytest.raises(
+        UserError, match=r"model.name has a tokenizer .* the id 1 to stand between documents, outside .* 1;"
+    ):
+        build(tmp_path / "tokens", source, TOKENIZER, tokens=4, vocab_size=EOS)
+    with pytest.raises(UserError, match=r"model.name has a tokenizer .* the id 0 to begin a context, outside .* 0;"):
+        build(tmp_path / "tokens", source, TOKENIZER, tokens=4, vocab_size=BOS)
+    assert not (tmp_path / "tokens").exists()
+    with pytest.raises(UserError, match=r"model.name has a tokenizer .* the id \d+ for some text, outside .* 2;"):
+        build(tmp_path / "tokens", source, TOKENIZER, tokens=4, vocab_size=EOS + 1)
+
+
 def test_sides_share_no_document(tmp_path: Path) -> None:
     store = make(tmp_path / "a", TEXTS, tokens=1000, held_out=0.3)
     assert len(store.heldout) > 5
@@ -107,6 +121,7 @@ def test_tokenizers_without_special_tokens(tmp_path: Path, caplog: pytest.LogCap
     bare = small_models.tokenizer(bos=False, eos=False)
     with pytest.raises(UserError, match=r"data.prepend_bos=true needs .*set data.prepend_bos=false"):
         make(tmp_path / "a", TEXTS, tokens=500, tokenizer=bare)
+    assert not (tmp_path / "a" / "tokens").exists()
     caplog.set_level("INFO")
     store = make(tmp_path / "b", TEXTS, tokens=500, tokenizer=bare, prepend_bos=False)
     assert "documents are joined by nothing" in caplog.text
