@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from saepipe import entry, progress
 from saepipe.config import RunConfig
+from saepipe.durable import disk_errors
 from saepipe.errors import UserError, explained_memory
-from saepipe.lock import LOCK, hold
+from saepipe.lock import hold
 
 if TYPE_CHECKING:
     from saepipe.language_model import LanguageModel
@@ -44,9 +45,10 @@ def cache(config: RunConfig) -> dict[str, Any]:
     """
     from saepipe.language_model import LanguageModel
     from saepipe.sources import Source
+    from saepipe.store import existing_plan
 
     folder = Path(config.store.dir)
-    _refuse_other_folder(folder)
+    existing_plan(folder)
     model = LanguageModel.open(config.model)
     model.check_context(config.data.context_size)
     source = Source.open(config.data, seed=config.store.seed)
@@ -66,17 +68,6 @@ def cache(config: RunConfig) -> dict[str, Any]:
             return _completed(store, model)
 
 
-def _refuse_other_folder(folder: Path) -> None:
-    """Refuse a folder of other things, before anything is put into it."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"store.dir={folder} is a file; choose another store.dir")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if "plan.json" not in names and (strange := sorted(names - {LOCK, "tokens"})):
-        raise UserError(
-            f"store.dir={folder} is not empty and holds no store (it has {strange[0]}); choose another store.dir"
-        )
-
-
 # ---- the projection
 
 
@@ -89,15 +80,17 @@ def _projected(config: RunConfig, model: "LanguageModel", folder: Path) -> dict[
     width = sum(model.width(hook) for hook in config.model.hooks)
     per_hook = 4 + HEADER_BYTES / wanted.shard_tokens  # norm, and the share of the header
     row_bytes = width * ITEM_BYTES[wanted.dtype] + len(config.model.hooks) * per_hook + 9  # id, document, mask
-    needed = rows * row_bytes - sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    free = shutil.disk_usage(
-        next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    ).free
+    with disk_errors("store.dir", folder):
+        needed = rows * row_bytes - sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(existing).free
     memory = 2 * min(wanted.shuffle_tokens, rows) * width * ITEM_BYTES[wanted.dtype]  # see _write_groups
     if needed > free:
+        fitting = int(0.9 * free / row_bytes)
+        fewer = f"store.tokens={fitting}, store.dtype=bfloat16, or " if fitting else ""
         raise UserError(
             f"store.dir={folder} needs {needed / 1e9:.3g} GB more and its disk has {free / 1e9:.3g} GB free; try "
-            f"store.tokens={int(0.9 * free / row_bytes)}, store.dtype=bfloat16, or a store.dir on another disk"
+            f"{fewer}a store.dir on another disk"
         )
     if memory > _memory_bytes():
         raise UserError(

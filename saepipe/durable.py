@@ -163,7 +163,7 @@ def read_sealed(path: Path, *, cure: str) -> dict[str, Any]:
     return document
 
 
-def fits(value: object, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
     """Tell whether a JSON value has the expected structure.
 
     Args:

@@ -6,7 +6,8 @@ import json
 import logging
 import struct
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,10 @@ class LanguageModel:
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self._options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         self._config = self._read_config()
+        self._refuse_other_kinds()
         self.tokenizer = self._read_tokenizer()
-        self._places = activations.huggingface_places(self._text_config)
+        with self._loading("no readable config.json"):
+            self._places = activations.huggingface_places(self._text_config)
 
     @classmethod
     def open(cls, config: ModelConfig) -> "LanguageModel":
@@ -61,9 +64,15 @@ class LanguageModel:
             config: The model group of the configuration.
 
         Raises:
-            UserError: The model is missing, out of reach or gated, a hook is unknown, or the device is not there.
+            UserError: The model is missing, out of reach, gated or no causal language model, a hook is unknown, or the
+                device is not there.
         """
         device = _device(config.device)
+        if config.revision is not None and (config.name == "demo" or hub.local(config.name) is not None):
+            raise UserError(
+                f"model.revision={config.revision} has no meaning for model.name={config.name}, which is not on the "
+                "hub; leave model.revision out"
+            )
         if config.name == "demo":
             source = str(MODEL_DIR)
         elif (folder := hub.local(config.name)) is not None:
@@ -100,10 +109,12 @@ class LanguageModel:
     def identity(self) -> dict[str, Any]:
         """What decides the activations, for a store's plan: another identity may give other values."""
         folder = Path(self.source)
+        with self._loading("damaged weights"):
+            weights = _fingerprint(folder) if folder.is_dir() else None
         return {
             "name": self.name if self.name == "demo" else self.source,
             "revision": getattr(self._config, "_commit_hash", None) or self.config.revision,
-            "weights": _fingerprint(folder) if folder.is_dir() else None,
+            "weights": weights,
             "dtype": self.config.dtype,
             "compatibility_mode": self.config.compatibility_mode,
         }
@@ -118,16 +129,17 @@ class LanguageModel:
         Raises:
             UserError: Names the close matches.
         """
+        blocks = [str(block) for block in range(self.n_layers)]
         for name in names:
             if name in self._places:
                 continue
             block = name.split(".")[1] if name.startswith("blocks.") else ""
-            if block.isdigit() and int(block) >= self.n_layers:
+            if block.isdecimal() and block not in blocks:
                 raise UserError(
                     f"model.hooks={name} names block {block} of a model with {self.n_layers}; the last is "
                     f"{name.replace(block, str(self.n_layers - 1), 1)}"
                 )
-            if (block and not block.isdigit()) or _near_miss(name.rsplit(".")[-1]):
+            if (block and block not in blocks) or _near_miss(name.rsplit(".")[-1]):
                 raise unknown("model.hooks", name, self._places)
         others = [name for name in names if name not in self._places]
         if others or self.config.compatibility_mode:
@@ -197,21 +209,31 @@ class LanguageModel:
     def _read_config(self) -> "PretrainedConfig":
         from transformers import AutoConfig
 
-        try:
+        with self._loading("no readable config.json"):
             return AutoConfig.from_pretrained(self.source, **self._options)
-        except (OSError, ValueError, KeyError) as error:
-            raise self._unusable(error, "no readable config.json") from error
+
+    def _refuse_other_kinds(self) -> None:
+        """Refuse what transformers would not load as a language model, or would let attend to the tokens ahead."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+        config, kind = self._config, type(self._config)
+        own_code = self.config.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+        decodes = getattr(config, "is_decoder", False) or config.is_encoder_decoder
+        encoder = kind in MODEL_FOR_MASKED_LM_MAPPING and not decodes
+        if not own_code and (kind not in MODEL_FOR_CAUSAL_LM_MAPPING or encoder):
+            raise UserError(
+                f"model.name={self.name} is no causal language model (its config.json describes "
+                f"{'an encoder, ' if encoder else ''}model_type={config.model_type}); give one such as GPT-2 or Llama"
+            )
 
     def _read_tokenizer(self) -> "PreTrainedTokenizerBase":
         from transformers import AutoTokenizer
 
-        what = "no readable tokenizer (save one there with save_pretrained)"
-        try:
+        with self._loading("no readable tokenizer (save one there with save_pretrained)"):
             tokenizer = AutoTokenizer.from_pretrained(self.source, **self._options)
-        except (OSError, ValueError, KeyError) as error:
-            raise self._unusable(error, what) from error
-        if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:  # transformers makes up an empty one without files
-            raise self._unusable(ValueError("its vocabulary is empty"), what)
+            # transformers makes up an empty one without files
+            if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:
+                raise ValueError("its vocabulary is empty")
         return tokenizer
 
     @cached_property
@@ -222,13 +244,10 @@ class LanguageModel:
 
         if not sys.stderr.isatty():  # its bar over the weights is nothing for a log
             transformers_logging.disable_progress_bar()
-        with explained_memory(f"loading model.name={self.name}", model__dtype="bfloat16"):
-            try:
-                model, found = AutoModelForCausalLM.from_pretrained(
-                    self.source, config=self._config, dtype=self.dtype, output_loading_info=True, **self._options
-                )
-            except (OSError, ValueError) as error:
-                raise self._unusable(error, "no weights of a causal language model") from error
+        with self._loading("no weights of a causal language model that fit its config.json"):
+            model, found = AutoModelForCausalLM.from_pretrained(
+                self.source, config=self._config, dtype=self.dtype, output_loading_info=True, **self._options
+            )
             if missing := sorted(found["missing_keys"]):  # transformers would make them up at random
                 raise UserError(
                     f"model.name={self.name} lacks {len(missing)} of the model's weights, e.g. {missing[0]}; give a "
@@ -249,9 +268,24 @@ class LanguageModel:
             bridge.enable_compatibility_mode(disable_warnings=True)
         return BridgeHooks(bridge)
 
+    @contextmanager
+    def _loading(self, what: str) -> Iterator[None]:
+        """Word whatever transformers, safetensors, torch or a model's own code raise at what they cannot read.
+
+        Args:
+            what: What the model has then.
+        """
+        try:
+            with explained_memory(f"loading model.name={self.name}", model__dtype="bfloat16"):
+                yield
+        except UserError:
+            raise
+        except Exception as error:
+            raise self._unusable(error, what) from error
+
     def _unusable(self, error: Exception, what: str) -> UserError:
         """Word a loading error."""
-        if "trust_remote_code" in str(error):
+        if "trust_remote_code" in str(error) and not self.config.trust_remote_code:
             return UserError(
                 f"model.name={self.name} brings its own code; set model.trust_remote_code=true if you trust it"
             )
@@ -323,6 +357,8 @@ def _fingerprint(folder: Path) -> str:
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
+            if size > path.stat().st_size:
+                raise ValueError(f"{path.name} is damaged")
             header = file.read(size)
             digest.update(header)
             for name, tensor in sorted(json.loads(header).items()):

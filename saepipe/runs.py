@@ -144,7 +144,7 @@ class Run:
             UserError: The store is gone or another one.
         """
         from saepipe.plan import Plan
-        from saepipe.token_store import TokenStore
+        from saepipe.store import Store
 
         folder = Path(store)
         if not (folder / "plan.json").is_file():
@@ -157,4 +157,6 @@ class Run:
                 f"store.dir={folder} is another store than the one on which run.dir={self.folder} was trained; say "
                 "with store.dir= where that one is"
             )
-        return TokenStore.open(folder / "tokens")
+        tokens = Store.open(folder, complete=False).tokens
+        tokens.verify()
+        return tokens

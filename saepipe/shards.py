@@ -117,6 +117,7 @@ def write_shard(
     *,
     plan: str,
     block_rows: int,
+    model_dtype: str | None = None,
 ) -> Record:
     """Write a shard, and then its record, without which the shard does not count.
 
@@ -127,6 +128,7 @@ def write_shard(
         ordinary: Which rows are neither special tokens nor at position 0.
         plan: Identity of the plan.
         block_rows: Rows per block.
+        model_dtype: Type that the language model computed the rows in, which an error then need not blame.
 
     Raises:
         UserError: Rows that are not finite, or no space on the disk.
@@ -134,11 +136,13 @@ def write_shard(
     norm = _norms(activations)
     bad = int((~np.isfinite(norm)).sum())
     if bad:
-        raise UserError(
-            f"model.hooks: {bad} of {len(norm)} rows of {place} are not finite in "
-            f"{str(activations.dtype).removeprefix('torch.')}; set model.dtype=float32 (or bfloat16) and "
-            "store.dtype=bfloat16 (or float32), with another store.dir"
+        dtype = str(activations.dtype).removeprefix("torch.")
+        cure = (
+            "the model's own weights or activations are not finite: give another model.name or another hook"
+            if dtype == model_dtype == "float32"
+            else "set model.dtype=float32 (or bfloat16) and store.dtype=bfloat16 (or float32), with another store.dir"
         )
+        raise UserError(f"model.hooks: {bad} of {len(norm)} rows of {place} are not finite in {dtype}; {cure}")
     data = _raw(activations)
     block_bytes = block_rows * activations.shape[1] * activations.itemsize
     blocks = [data[start : start + block_bytes] for start in range(0, len(data), block_bytes)]

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saepipe import progress, shards
-from saepipe.durable import disk_errors, read_sealed, remove_stale, write_sealed
+from saepipe.durable import disk_errors, fits, is_temporary, read_sealed, remove_stale, write_sealed
 from saepipe.errors import UserError, unknown
 from saepipe.lock import LOCK
 from saepipe.plan import Plan
@@ -28,6 +28,12 @@ from saepipe.token_store import TokenStore
 
 _OPEN_FILES = 256  # well under the usual limit of 1024 a process
 _HELD_OUT_CHUNK = 4096
+# What the manifest says of each hook
+_SUMMARY = {
+    "statistics": {"rows": int, "mean_norm": float, "mean": list[float], "spread": list[float]},
+    "records": list[str],
+    "held_out_records": list[str],
+}
 
 
 @dataclass(frozen=True)
@@ -69,21 +75,18 @@ class Store:
         """Make a store, or open one of the same plan to go on with it; the caller holds the folder's lock.
 
         Raises:
-            UserError: The folder belongs to another plan or holds something else.
+            UserError: The folder belongs to another plan or holds something else, or the tokens are damaged.
         """
         folder = Path(folder)
         assert plan.token_store == tokens.hash
+        there = existing_plan(folder)
         with disk_errors("store.dir", folder):
             folder.mkdir(parents=True, exist_ok=True)
             remove_stale(folder)
-            names = {path.name for path in folder.iterdir()} - {LOCK, "tokens"}
-        if "plan.json" in names:
-            Plan.load(folder).check(plan, folder=folder)
-        elif names:
-            raise UserError(
-                f"store.dir={folder} is not empty and holds no store (it has {min(names)}); choose another store.dir"
-            )
-        else:
+        if there is not None:
+            there.check(plan, folder=folder)
+        tokens.verify()  # what is captured from damaged ids would be sealed as sound
+        if there is None:
             plan.save(folder)
         return cls(folder, plan, tokens)
 
@@ -93,7 +96,7 @@ class Store:
 
         Args:
             folder: Its folder.
-            complete: Refuse a store that is not finished.
+            complete: Refuse a store that is not finished, and verify its tokens (shards are verified as they are read).
 
         Raises:
             UserError: No store, an incomplete one, or a file that is missing or damaged.
@@ -109,6 +112,7 @@ class Store:
         store = cls(folder, plan, tokens)
         if complete:
             store._load_manifest()
+            tokens.verify()
         return store
 
     # ---- what it holds
@@ -214,12 +218,23 @@ class Store:
             manifest = read_sealed(path, cure=again)
         except FileNotFoundError:
             raise self._incomplete() from None
-        if manifest["plan"] != self.plan.identity:
+        if manifest.get("plan") != self.plan.identity:
             raise UserError(f"{path} belongs to another plan; {again}")
+        if not self._described_by(manifest):
+            raise UserError(f"{path} does not describe this store; {again}")
         for hook, shard, held_out in self.plan.places():
             name = place(hook, shard, held_out)
             shards.check_size(self.folder, name, self.plan.shard_bytes(hook, shard, held_out=held_out))
         self._manifest = manifest
+
+    def _described_by(self, manifest: dict[str, Any]) -> bool:
+        kind = {"format": int, "plan": str, "hooks": dict.fromkeys(self.plan.hooks, _SUMMARY)}
+        return fits(manifest, kind) and all(
+            len(of["records"]) == self.plan.n_shards
+            and len(of["held_out_records"]) == self.plan.n_held_out_shards
+            and len(of["statistics"]["mean"]) == len(of["statistics"]["spread"]) == self.plan.hooks[hook]
+            for hook, of in manifest["hooks"].items()
+        )
 
     def _incomplete(self) -> UserError:
         places = list(self.plan.places())
@@ -266,6 +281,7 @@ class Store:
             self.ordinary(shard, held_out=held_out),
             plan=self.plan.identity,
             block_rows=self.plan.block_rows[hook],
+            model_dtype=self.plan.model.get("dtype"),
         )
 
     def finalise(self) -> None:
@@ -312,6 +328,29 @@ class Store:
             "records": [record.digest for record in train],
             "held_out_records": [record.digest for record in held_out],
         }
+
+
+def existing_plan(folder: Path) -> Plan | None:
+    """Read the plan of the store in a folder where one is to be made; None where there is none yet.
+
+    Call it before anything is written there, the lock too: tokens without a plan are an unfinished store's only beside
+    its lock.
+
+    Raises:
+        UserError: The folder is a file, cannot be read, or holds something else.
+    """
+    with disk_errors("store.dir", folder):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"store.dir={folder} is a file; choose another store.dir")
+        paths = folder.iterdir() if folder.is_dir() else ()
+        names = {path.name for path in paths if not is_temporary(path)}
+    if "plan.json" in names:
+        return Plan.load(folder)
+    if strange := names - ({LOCK, "tokens"} if LOCK in names else set()):
+        raise UserError(
+            f"store.dir={folder} is not empty and holds no store (it has {min(strange)}); choose another store.dir"
+        )
+    return None
 
 
 def place(hook: str, shard: int, held_out: bool) -> str:

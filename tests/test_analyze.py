@@ -56,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, model: LanguageModel) -> Path
     run.mkdir()
     overrides = [f"store.dir={folder}/store", f"run.dir={run}", f"model.hooks=[{HOOK}]"]
     entry.save_config(entry.load_config("train", overrides), run / "config.yaml")
-    (run / "summary.json").write_text(json.dumps({"store": {"identity": plan.identity}}))
+    (run / "summary.json").write_text(json.dumps({"steps": 1, "store": {"identity": plan.identity}}))
     sae = TopKSAE(TopKConfig(d_sae=D_SAE, k=6, normalize_activations="none"), model.width(HOOK))
     sae.initialise(torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -150,7 +150,7 @@ def broken(folder: Path, what: str) -> None:
     elif what == "run":
         shutil.rmtree(folder / "run")
     else:
-        (folder / "run/summary.json").write_text(json.dumps({"store": {"identity": "another"}}))
+        (folder / "run/summary.json").write_text(json.dumps({"steps": 1, "store": {"identity": "another"}}))
 
 
 @pytest.mark.parametrize(

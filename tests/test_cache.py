@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from saepipe import cache as verb
 from saepipe.cache import cache
 from saepipe.config import CacheConfig, DataConfig, ModelConfig, RunConfig, StoreConfig
 from saepipe.demo import MODEL_DIR
+from saepipe.durable import temporary
 from saepipe.errors import UserError
 from saepipe.language_model import LanguageModel
 from saepipe.lock import hold
@@ -207,6 +209,78 @@ def test_folder_of_something_else(inputs: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
     with pytest.raises(UserError, match=r"is a file; choose another store.dir"):
         cache(configured(inputs, tmp_path / "letters.txt"))
+
+
+def test_damaged_tokens_are_told_before_anything_is_captured_from_them(
+    inputs: Path, finished: Path, tmp_path: Path
+) -> None:
+    store = shutil.copytree(finished, tmp_path / "store")
+    ids = store / "tokens" / "train.ids"
+    content = ids.read_bytes()
+    for path in (store / HOOKS[0]).glob("000003.*"):
+        path.unlink()
+    ids.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    before = files(store)
+    with pytest.raises(UserError, match=rf"{ids} does not match its hash; delete {ids.parent} and run the same"):
+        cache(configured(inputs, store))
+    assert files(store) == before
+    shutil.rmtree(ids.parent)
+    cache(configured(inputs, store))
+    assert files(store) == files(finished)
+
+
+def test_damaged_tokens_of_a_complete_store_are_told(inputs: Path, finished: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(finished, tmp_path / "store")
+    special = store / "tokens" / "heldout.special"
+    special.write_bytes(b"\1" * len(special.read_bytes()))
+    with pytest.raises(UserError, match=rf"{special} does not match its hash"):
+        cache(configured(inputs, store))
+
+
+@pytest.mark.parametrize("name", ["plan.json", "tokens/train.ids", ".lock/x"])
+def test_a_folder_of_another_program_stays_as_it_is(inputs: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "theirs"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=r"store\.dir") as error:
+        cache(configured(inputs, folder))
+    assert "delete" not in str(error.value)
+    assert [path for path in folder.rglob("*") if path.is_file()] == [folder / name]
+    assert (folder / name).read_text() == '{"mine": 1}'
+
+
+def test_goes_on_after_a_kill_while_the_plan_was_written(inputs: Path, finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    shutil.copytree(finished / "tokens", folder / "tokens")
+    (folder / ".lock").touch()
+    temporary(folder / "plan.json").write_text("half of it")
+    cache(configured(inputs, folder))
+    assert files(folder) == files(finished)
+
+
+def test_a_name_that_is_too_long_for_the_disk(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"store\.dir=.*n{300} cannot be written .*choose a folder of your own"):
+        cache(configured(inputs, tmp_path / ("n" * 300)))
+
+
+def test_a_full_disk_suggests_no_store_of_nothing(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(UserError, match=r"0 GB free; try a store.dir on another disk"):
+        cache(configured(inputs, tmp_path / "store"))
+
+
+def test_weights_that_are_not_finite_are_not_blamed_on_the_type(inputs: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(inputs / "model", tmp_path / "model")
+    shutil.copy(inputs / "text.jsonl", tmp_path)
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][0] = torch.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"not finite in float32; the model's own weights or activations .*model.name"):
+        cache(configured(tmp_path, tmp_path / "store", hooks=HOOKS[1:]))
 
 
 def test_context_longer_than_the_models(inputs: Path, tmp_path: Path) -> None:

@@ -84,3 +84,34 @@ def test_a_document_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         durable.read_sealed(tmp_path / "gone.json", cure="do this")
     with pytest.raises(UserError, match=rf"{tmp_path} cannot be read \(Is a directory\)"):
         durable.read_sealed(tmp_path, cure="do this")
+
+
+@pytest.mark.parametrize("name", ["EISDIR", "ENAMETOOLONG", "ELOOP", "EINVAL"])
+def test_names_that_no_file_can_have_are_refused(tmp_path: Path, name: str) -> None:
+    with (
+        pytest.raises(UserError, match=f"store.dir={tmp_path} cannot be written"),
+        durable.disk_errors("store.dir", tmp_path),
+    ):
+        raise OSError(getattr(errno, name), "why", "x")
+
+
+def test_tells_whether_a_document_has_the_expected_structure() -> None:
+    kind = {"n": int, "names": list[str], "widths": dict[str, int], "other": dict[str, Any], "nested": {"a": float}}
+    good = {"n": 1, "names": ["a"], "widths": {"x": 2}, "other": {"y": None}, "nested": {"a": 0.5}}
+    assert durable.fits(good, kind)
+    for changes in (
+        {"n": True},
+        {"n": "1"},
+        {"names": "a"},
+        {"names": [1]},
+        {"names": {"a": "b"}},
+        {"widths": 5},
+        {"widths": {"x": None}},
+        {"other": []},
+        {"nested": {}},
+        {"nested": {"a": 0.5, "b": 1}},
+        {"nested": None},
+        {"more": 1},
+    ):
+        assert not durable.fits(good | changes, kind), changes
+    assert not durable.fits([], kind)

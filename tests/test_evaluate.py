@@ -33,7 +33,7 @@ def made(folder: Path, *, held_out: int = 4) -> None:
     sae = TopKSAE(TopKConfig(d_sae=64, k=4, normalize_activations="none"), D_IN)
     sae.initialise(torch.Generator().manual_seed(0))
     export.save(sae, run.sae_folder, metadata={"hook_name": HOOK})
-    run.finish({"store": {"identity": plan.identity}})
+    run.finish({"steps": 1, "store": {"identity": plan.identity}})
 
 
 def asked(folder: Path, *overrides: str) -> entry.RunConfig:
@@ -63,7 +63,7 @@ def test_a_store_that_is_gone_or_another_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not there; say with store\.dir="):
         evaluate(asked(tmp_path))
     assert evaluate(asked(tmp_path, f"store.dir={tmp_path}/moved"))["contexts"] == 4
-    Run(tmp_path / "run").finish({"store": {"identity": "other"}})
+    Run(tmp_path / "run").finish({"steps": 1, "store": {"identity": "other"}})
     with pytest.raises(UserError, match="is another store"):
         evaluate(asked(tmp_path, f"store.dir={tmp_path}/moved"))
     assert not (tmp_path / "store").exists()

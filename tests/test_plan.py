@@ -198,3 +198,25 @@ def test_names_a_plan_that_is_not_there_or_of_another_version(tmp_path: Path, to
             UserError, match=rf"another version of saepipe \(format {other['format']}, and this one reads 1"
         ):
             Plan.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hooks": 5},
+        {"hooks": {"a": "x"}},
+        {"tokens": "x"},
+        {"model": None},
+        {"dtype": "int8"},
+        {"block_rows": {}},
+        {"context_size": 0},
+    ],
+)
+def test_names_a_sealed_plan_that_describes_no_store(
+    tmp_path: Path, tokens: TokenStore, change: dict[str, object]
+) -> None:
+    make_plan(tokens).save(tmp_path)
+    path = tmp_path / "plan.json"
+    write_sealed(path, read_sealed(path, cure="") | change)
+    with pytest.raises(UserError, match=re.escape(f"{path} does not describe a store; choose another store.dir")):
+        Plan.load(tmp_path)

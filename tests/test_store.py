@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_store import CONTEXT_SIZE, HOOKS, activations, build, files, make_plan, make_tokens, row_numbers
 
-from saepipe.durable import temporary
+from saepipe.durable import read_sealed, temporary, write_sealed
 from saepipe.errors import UserError
 from saepipe.groups import GroupWriter
 from saepipe.store import Store
@@ -239,6 +239,44 @@ def test_a_manifest_or_tokens_of_another_store_are_refused(folder: Path, tmp_pat
     shutil.rmtree(folder / "tokens")
     make_tokens(folder / "tokens", train=25)
     with pytest.raises(UserError, match=f"store.dir={folder} has the tokens of another store; delete"):
+        Store.open(folder)
+
+
+@pytest.mark.parametrize("side", ["train", "heldout"])
+@pytest.mark.parametrize("array", ["ids", "documents", "special"])
+def test_opening_notices_a_changed_value_in_the_tokens(folder: Path, side: str, array: str) -> None:
+    path = folder / "tokens" / f"{side}.{array}"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    with pytest.raises(UserError, match=re.escape(f"{path} does not match its hash; delete {path.parent}")):
+        Store.open(folder)
+    with pytest.raises(UserError, match=re.escape(f"{path} does not match its hash; delete {path.parent}")):
+        build(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"plan": None}, "belongs to another plan"),
+        ({"hooks": 5}, "does not describe this store"),
+        ({"hooks": {HOOK: {}}}, "does not describe this store"),
+        ({"extra": 1}, "does not describe this store"),
+    ],
+)
+def test_a_sealed_document_that_is_no_manifest(folder: Path, change: dict[str, object], words: str) -> None:
+    path = folder / "manifest.json"
+    write_sealed(path, read_sealed(path, cure="") | change)
+    with pytest.raises(UserError, match=re.escape(f"{path} {words}; delete it and run the same")):
+        Store.open(folder)
+
+
+@pytest.mark.parametrize("key", ["records", "held_out_records", "mean"])
+def test_a_manifest_of_fewer_shards_or_channels(folder: Path, key: str) -> None:
+    path = folder / "manifest.json"
+    manifest = read_sealed(path, cure="")
+    of = manifest["hooks"][HOOK]
+    (of["statistics"] if key == "mean" else of)[key].pop()
+    write_sealed(path, manifest)
+    with pytest.raises(UserError, match="does not describe this store"):
         Store.open(folder)
 
 

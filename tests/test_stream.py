@@ -17,6 +17,7 @@ from small_store import CONTEXT_SIZE, build, make_plan, make_tokens, row_numbers
 
 from saepipe.config import StreamConfig
 from saepipe.errors import UserError
+from saepipe.lock import hold
 from saepipe.order import Blocks, Order
 from saepipe.permutation import derive_key
 from saepipe.shards import DTYPES
@@ -31,16 +32,19 @@ BLOCK_ROWS = 64
 
 def make_store(folder: Path, *, width: int = 4, dtype: str = "bfloat16", rows: int = ROWS) -> Store:
     """Write a store whose rows carry the number of their token in the text."""
-    tokens = make_tokens(folder / "tokens", train=CONTEXTS, heldout=1)
-    plan = make_plan(tokens, hooks={HOOK: width}, tokens=rows, shard_tokens=1000, shuffle_tokens=3000, dtype=dtype)
-    # fewer and larger blocks than a store of this size has by itself, to save time
-    plan = dataclasses.replace(plan, block_rows={HOOK: BLOCK_ROWS})
-    store = Store.create(folder, plan, tokens)
-    for hook, shard, held_out in plan.places():
-        numbers = np.arange(plan.shard_rows(shard, held_out=True)) if held_out else plan.row_tokens(shard)
-        values = torch.from_numpy(np.stack([numbers // 128, numbers % 128, *[numbers % 7 + 1] * (width - 2)], axis=1))
-        store.write(hook, shard, values.to(DTYPES[dtype]), held_out=held_out)
-    store.finalise()
+    with hold(folder, key="store.dir"):
+        tokens = make_tokens(folder / "tokens", train=CONTEXTS, heldout=1)
+        plan = make_plan(tokens, hooks={HOOK: width}, tokens=rows, shard_tokens=1000, shuffle_tokens=3000, dtype=dtype)
+        # fewer and larger blocks than a store of this size has by itself, to save time
+        plan = dataclasses.replace(plan, block_rows={HOOK: BLOCK_ROWS})
+        store = Store.create(folder, plan, tokens)
+        for hook, shard, held_out in plan.places():
+            numbers = np.arange(plan.shard_rows(shard, held_out=True)) if held_out else plan.row_tokens(shard)
+            values = torch.from_numpy(
+                np.stack([numbers // 128, numbers % 128, *[numbers % 7 + 1] * (width - 2)], axis=1)
+            )
+            store.write(hook, shard, values.to(DTYPES[dtype]), held_out=held_out)
+        store.finalise()
     return store
 
 

@@ -124,3 +124,20 @@ def test_verify_notices_one_flipped_bit_in_every_file(tmp_path: Path) -> None:
             TokenStore.open(store.folder).verify()
         path.write_bytes(content)
     TokenStore.open(store.folder).verify()
+
+
+def test_verify_names_a_file_that_is_gone(tmp_path: Path) -> None:
+    store = write(tmp_path / "tokens")
+    (store.folder / "train.special").unlink()
+    with pytest.raises(UserError, match=r"train.special cannot be read \(No such file or directory\); delete"):
+        store.verify()
+
+
+@pytest.mark.parametrize("change", [{"files": {}}, {"files": 3}, {"context_size": "4"}, {"special_ids": [None]}])
+def test_a_sealed_document_that_is_no_plan_of_tokens(tmp_path: Path, change: dict[str, object]) -> None:
+    from saepipe.durable import read_sealed, write_sealed
+
+    path = write(tmp_path / "tokens").folder / "plan.json"
+    write_sealed(path, read_sealed(path, cure="") | change)
+    with pytest.raises(UserError, match=re.escape(f"{path} does not describe tokens; delete {path.parent}")):
+        TokenStore.open(path.parent)
