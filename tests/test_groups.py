@@ -6,6 +6,7 @@ import torch
 from small_store import CONTEXT_SIZE, HOOKS, activations, build, files, make_plan, make_tokens
 
 from saepipe.groups import GroupWriter
+from saepipe.lock import hold
 from saepipe.store import Store
 
 HOOK = "blocks.1.hook_resid_post"
@@ -13,8 +14,9 @@ HOOK = "blocks.1.hook_resid_post"
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    tokens = make_tokens(tmp_path / "store" / "tokens")
-    return Store.create(tmp_path / "store", make_plan(tokens), tokens)
+    with hold(tmp_path / "store", key="store.dir"):
+        tokens = make_tokens(tmp_path / "store" / "tokens")
+        return Store.create(tmp_path / "store", make_plan(tokens), tokens)
 
 
 def fill(writer: GroupWriter, starts: list[int], step: int) -> None:
