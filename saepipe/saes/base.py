@@ -1,5 +1,8 @@
 """The contract that every architecture keeps: a configuration, four tensors, encode, decode, a loss with named terms.
 
+An architecture gives its own mathematics: `_activate`, which encodes, and `_pass`, one pass over a training batch. What
+surrounds them, normalising, centring and the squared error, is here.
+
 One class serves training and inference. `encode`, `decode` and `loss` take raw activations: the scale that
 `normalize_activations` asks for lives here and nowhere else, until `folded` multiplies it into exported weights.
 """
@@ -89,6 +92,18 @@ class Losses:
         return self.fired.sum() / self.target.shape[0]
 
 
+@dataclass
+class Pass:
+    """What an architecture makes of one batch, with gradients; `SAE.loss` turns it into `Losses`."""
+
+    reconstruction: Float[Tensor, "token d_out"]
+    """Reconstruction of the target, in the normalised space."""
+    fired: Float[Tensor, " d_sae"]
+    """Number of tokens on which each latent was active, without gradient."""
+    terms: dict[str, Float[Tensor, ""]]
+    """Named terms besides `mse`, with their coefficients applied."""
+
+
 class SAE(nn.Module, ABC):
     """A sparse autoencoder (or transcoder, where `d_out` activations of another hook are predicted).
 
@@ -160,7 +175,6 @@ class SAE(nn.Module, ABC):
         """Encode and decode."""
         return self.decode(self.encode(x))
 
-    @abstractmethod
     def loss(
         self,
         x: Float[Tensor, "token d_in"],
@@ -177,6 +191,32 @@ class SAE(nn.Module, ABC):
             step: Optimizer steps done so far, for warm-ups.
             dead: Indices of the dead latents (empty: none), for terms that revive them. Indices and not a mask, since
                 their number decides shapes, which the host must know: the caller chooses when to pay for that.
+        """
+        target = self._normalise(y)
+        done = self._pass(self._centre(self._normalise(x)), target, step=step, dead=dead)
+        return Losses(
+            terms={"mse": self._mse(target, done.reconstruction), **done.terms},
+            target=target.detach(),
+            reconstruction=done.reconstruction.detach(),
+            fired=done.fired,
+        )
+
+    @abstractmethod
+    def _pass(
+        self,
+        centred: Float[Tensor, "token d_in"],
+        target: Float[Tensor, "token d_out"],
+        *,
+        step: int,
+        dead: Int[Tensor, " dead"],
+    ) -> Pass:
+        """Encode and decode one batch for training, without waiting for the device.
+
+        Args:
+            centred: Normalised and centred input, as `_hidden_pre` takes it.
+            target: Normalised target, for terms that compare something else with it than the reconstruction.
+            step: As in `loss`.
+            dead: As in `loss`.
         """
 
     @abstractmethod

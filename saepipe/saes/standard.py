@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from saepipe.config import at_least
-from saepipe.saes.base import SAE, Losses, SAEConfig
+from saepipe.saes.base import SAE, Pass, SAEConfig
 
 log = logging.getLogger(__name__)
 
@@ -55,27 +55,15 @@ class StandardSAE(SAE):
                 *(cfg.l1_coefficient, cfg.mse_reduction, usual, self.d_in),
             )
 
-    def loss(
-        self,
-        x: Float[Tensor, "token d_in"],
-        y: Float[Tensor, "token d_out"],
-        *,
-        step: int,
-        dead: Int[Tensor, " dead"],
-    ) -> Losses:
-        """Squared error plus the penalty: the mean over tokens of the sum of f times its decoder row's norm."""
-        target = self._normalise(y)
-        f = self._activate(self._hidden_pre(self._centre(self._normalise(x))))
+    def _pass(self, centred: Tensor, target: Tensor, *, step: int, dead: Tensor) -> Pass:
+        """The penalty is the mean over tokens of the sum of f times its decoder row's norm."""
+        f = self._activate(self._hidden_pre(centred))
         reconstruction = self._reconstruct(f)
         # Averaged over tokens first: in float32 under autocast too, and without another tensor of [token, d_sae].
         sparsity = (f.mean(0, dtype=self.W_dec.dtype) * self.W_dec.norm(dim=1)).sum()
         warm = min((step + 1) / max(self.cfg.l1_warm_up_steps, 1), 1.0)
-        return Losses(
-            terms={"mse": self._mse(target, reconstruction), "l1": warm * self.cfg.l1_coefficient * sparsity},
-            target=target.detach(),
-            reconstruction=reconstruction.detach(),
-            fired=(f.detach() > 0).sum(0, dtype=torch.float32),
-        )
+        fired = (f.detach() > 0).sum(0, dtype=torch.float32)
+        return Pass(reconstruction, fired, {"l1": warm * self.cfg.l1_coefficient * sparsity})
 
     def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return torch.relu(hidden_pre)

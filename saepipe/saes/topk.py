@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from saepipe import sparse
 from saepipe.config import at_least
 from saepipe.errors import UserError, unknown
-from saepipe.saes.base import SAE, Losses, SAEConfig
+from saepipe.saes.base import SAE, Pass, SAEConfig
 
 DEAD_METHODS = ("none", "auxk")
 
@@ -61,16 +61,8 @@ class TopKSAE(SAE):
         """Whether the auxiliary term is on."""
         return self.cfg.dead_method == "auxk"
 
-    def loss(
-        self,
-        x: Float[Tensor, "token d_in"],
-        y: Float[Tensor, "token d_out"],
-        *,
-        step: int,
-        dead: Int[Tensor, " dead"],
-    ) -> Losses:
-        """Squared error, plus what the dead latents make of the remaining error."""
-        target, centred = self._normalise(y), self._centre(self._normalise(x))
+    def _pass(self, centred: Tensor, target: Tensor, *, step: int, dead: Tensor) -> Pass:
+        """The auxiliary term is the error of what the dead latents make of the remaining error."""
         with torch.no_grad():
             norm = self._decoder_norm()
             top = self._hidden_pre(centred).topk(self.cfg.k, sorted=False)
@@ -78,16 +70,12 @@ class TopKSAE(SAE):
             pre = top.values.to(norm.dtype) / norm[top.indices]
         f = torch.relu(sparse.select(pre, top.indices, centred, self.W_enc.T, self.b_enc))
         reconstruction = sparse.decode(f, top.indices, self.W_dec) + self.b_dec
-        terms = {"mse": self._mse(target, reconstruction)}
+        terms = {}
         if self.cfg.dead_method == "auxk":
             terms["aux"] = self._aux(centred, (target - reconstruction).detach(), dead, norm)
-        fired = (f.detach() > 0).to(torch.float32).flatten()
-        return Losses(
-            terms=terms,
-            target=target.detach(),
-            reconstruction=reconstruction.detach(),
-            fired=fired.new_zeros(self.d_sae).index_add_(0, top.indices.flatten(), fired),
-        )
+        active = (f.detach() > 0).to(torch.float32).flatten()
+        fired = active.new_zeros(self.d_sae).index_add_(0, top.indices.flatten(), active)
+        return Pass(reconstruction, fired, terms)
 
     def _aux(self, centred: Tensor, residual: Tensor, dead: Tensor, norm: Tensor) -> Tensor:
         """AuxK: the top k_aux dead latents predict the residual, without a bias.
