@@ -4,52 +4,27 @@ Values live in `conf/*.yaml`; an architecture's own keys live beside it in `saep
 here imports torch or a language-model library, so `--help` and a typo answer at once.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from saepipe.errors import UserError, unknown
+from saepipe.errors import UserError
+from saepipe.keys import Group, key
 
-LARGEST = 2**62
-"""Largest number of any key: what PyTorch counts with."""
 LR_SCHEDULERS = ("constant", "cosineannealing")
-STORE_DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
-def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise unknown(key, value, choices)
-
-
-def at_least(key: str, value: float | None, least: float, *, exclusive: bool = False) -> None:
-    """Refuse a number below its bound; None means "derived" and passes.
-
-    Args:
-        key: Dotted key, for the message.
-        value: What it is set to.
-        least: The bound.
-        exclusive: Refuse the bound itself, too.
-    """
-    if value is None:
-        return
-    if not math.isfinite(value) or value > LARGEST:
-        raise UserError(f"{key}={value} is no number that can be used; give one up to {LARGEST}")
-    if not (value > least if exclusive else value >= least):
-        raise UserError(
-            f"{key}={value} is out of range; give a value {'above' if exclusive else 'of at least'} {least}"
-        )
-
-
 @dataclass
-class ModelConfig:
+class ModelConfig(Group, group="model"):
     """The language model whose activations are read."""
 
     name: str = "demo"
     """Hub id, local Hugging Face folder, or `demo` (the model that ships with saepipe)."""
     hooks: list[str] = field(default_factory=lambda: ["blocks.2.hook_resid_post"])
     """TransformerLens names of the hook points to cache, all from one forward pass."""
-    dtype: str = "float32"
+    dtype: str = key("float32", choices=DTYPES)
     """Type that the model computes in: float32, bfloat16 or float16."""
     device: str = "auto"
     """Torch device such as `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the first accelerator, else the CPU."""
@@ -61,8 +36,8 @@ class ModelConfig:
     """Run code that comes with a hub model; only for repositories that you trust."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        _choice("model.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        """Check what a range cannot say."""
+        super().__post_init__()
         if not self.name:
             raise UserError("model.name is empty; give a hub id, a local folder or 'demo'")
         if not self.hooks:
@@ -72,10 +47,10 @@ class ModelConfig:
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Group, group="data"):
     """The text (or token ids) that the language model reads."""
 
-    path: str = "demo"
+    path: str = key("demo", filled="give a hub id, a file, a folder, or 'demo'")
     """Hub id, local file or folder (parquet, jsonl, txt, arrow), or `demo` (the corpus that ships with saepipe)."""
     name: str | None = None
     """Configuration of a hub data set, where it has several."""
@@ -87,7 +62,7 @@ class DataConfig:
     """Column with the text, or with lists of token ids (taken as they are)."""
     streaming: bool = False
     """Read a hub data set over the network as needed, instead of downloading it first."""
-    context_size: int = 128
+    context_size: int = key(128, least=3)  # position 0 is left out, the last has no target
     """Tokens per context, special tokens included."""
     prepend_bos: bool = True
     """Begin every context with the tokenizer's beginning-of-sequence token."""
@@ -100,41 +75,35 @@ class DataConfig:
     """Fraction of the documents that are never trained on, 0 to 0.5; a document's text decides its side."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        if not self.path.strip():
-            raise UserError("data.path is empty; give a hub id, a file, a folder, or 'demo'")
-        at_least("data.context_size", self.context_size, 3)  # position 0 is left out, the last has no target
+        """Check what a range cannot say."""
+        super().__post_init__()
         if not 0 <= self.held_out <= 0.5:
             raise UserError(f"data.held_out={self.held_out} is out of range; give a fraction from 0 to 0.5")
 
 
 @dataclass
-class StoreConfig:
+class StoreConfig(Group, group="store"):
     """The folder of activation shards on disk."""
 
-    dir: str = "stores/${run.name}"
+    dir: str = key("stores/${run.name}", filled="name a folder")
     """Folder of the store."""
-    tokens: int = 2_000_000
+    tokens: int = key(2_000_000, least=1)
     """Rows to store per hook for training (one row per token; held-out rows come on top)."""
-    dtype: str = "bfloat16"
+    dtype: str = key("bfloat16", choices=DTYPES)
     """Type on disk: float32, bfloat16 or float16."""
-    shard_tokens: int = 65_536
+    shard_tokens: int = key(65_536, least=1)
     """Rows per shard file."""
-    shuffle_tokens: int = 262_144
+    shuffle_tokens: int = key(262_144, least=1)
     """Rows shuffled together before they are written: a multiple of shard_tokens. Costs twice the memory that they
     fill, since one part is written while the next is captured."""
-    batch_prompts: int = 32
+    batch_prompts: int = key(32, least=1)
     """Contexts per forward pass of the language model."""
     seed: int = 0
     """Seed of the shuffle and of the held-out split."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        _choice("store.dtype", self.dtype, STORE_DTYPES)
-        if not self.dir.strip():
-            raise UserError("store.dir is empty; name a folder")
-        for key in ("tokens", "shard_tokens", "shuffle_tokens", "batch_prompts"):
-            at_least(f"store.{key}", getattr(self, key), 1)
+        """Check what a range cannot say."""
+        super().__post_init__()
         if self.shuffle_tokens % self.shard_tokens:
             nearest = max(1, round(self.shuffle_tokens / self.shard_tokens)) * self.shard_tokens
             raise UserError(
@@ -144,28 +113,26 @@ class StoreConfig:
 
 
 @dataclass
-class StreamConfig:
+class StreamConfig(Group, group="stream"):
     """The order and the pace in which training reads the store."""
 
     hook: str | None = None
     """Hook point to train on; None means the only one in the store."""
-    batch_tokens: int = 4096
+    batch_tokens: int = key(4096, least=1)
     """Rows per optimizer step, over all ranks (the global batch)."""
-    window_tokens: int = 524_288
+    window_tokens: int = key(524_288, least=1)
     """Rows shuffled in memory, over all lanes."""
-    lanes: int | None = None
+    lanes: int | None = key(None, least=1)
     """Independent sub-streams that ranks divide among themselves; divides batch_tokens. None: 24 where it divides, else
     the greatest common divisor of batch_tokens and 64."""
-    prefetch_batches: int = 4
+    prefetch_batches: int = key(4, least=0)
     """Batches made ready ahead of the step; 0 reads in the training thread."""
     seed: int = 0
     """Seed of the order."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        for key in ("batch_tokens", "window_tokens", "lanes"):
-            at_least(f"stream.{key}", getattr(self, key), 1)
-        at_least("stream.prefetch_batches", self.prefetch_batches, 0)
+        """Check what a range cannot say."""
+        super().__post_init__()
         if self.lanes is not None and self.batch_tokens % self.lanes:
             nearest = max(1, round(self.batch_tokens / self.lanes)) * self.lanes
             raise UserError(
@@ -175,95 +142,72 @@ class StreamConfig:
 
 
 @dataclass
-class OptimConfig:
+class OptimConfig(Group, group="optim"):
     """Adam and its learning rate."""
 
-    lr: float = 3e-4
+    lr: float = key(3e-4, above=0)
     """Peak learning rate."""
-    lr_end: float | None = None
+    lr_end: float | None = key(None, least=0)
     """Learning rate at the end of cosineannealing; None is lr / 10."""
-    lr_scheduler_name: str = "constant"
+    lr_scheduler_name: str = key("constant", choices=LR_SCHEDULERS)
     """Course of the rate between warm-up and decay: constant or cosineannealing."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """Adam's two decay rates."""
-    eps: float = 1e-8
+    eps: float = key(1e-8, above=0)
     """Adam's epsilon."""
-    lr_warm_up_steps: int = 0
+    lr_warm_up_steps: int = key(0, least=0)
     """Steps over which the rate rises linearly from 0."""
-    lr_decay_steps: int = 0
+    lr_decay_steps: int = key(0, least=0)
     """Last steps over which the rate falls linearly to 0."""
-    grad_clip: float | None = None
+    grad_clip: float | None = key(None, above=0)
     """Largest norm of the gradient; None leaves it alone."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        _choice("optim.lr_scheduler_name", self.lr_scheduler_name, LR_SCHEDULERS)
-        at_least("optim.lr", self.lr, 0, exclusive=True)
-        at_least("optim.lr_end", self.lr_end, 0)
-        at_least("optim.eps", self.eps, 0, exclusive=True)
-        at_least("optim.lr_warm_up_steps", self.lr_warm_up_steps, 0)
-        at_least("optim.lr_decay_steps", self.lr_decay_steps, 0)
-        at_least("optim.grad_clip", self.grad_clip, 0, exclusive=True)
+        """Check what a range cannot say."""
+        super().__post_init__()
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optim.betas={self.betas} is out of range; give two numbers from 0 to below 1")
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Group, group="train"):
     """How long to train, and what to leave on the way."""
 
-    tokens: int = 4_000_000
+    tokens: int = key(4_000_000, least=1)
     """Rows to train on; more than the store holds means several epochs, each in its own order."""
-    seed: int = 0
+    seed: int = key(0, least=0)
     """Seed of the SAE's initial weights."""
-    log_every_steps: int = 25
+    log_every_steps: int = key(25, least=1)
     """Steps between two rows of metrics."""
-    checkpoint_every_steps: int = 1000
+    checkpoint_every_steps: int = key(1000, least=1)
     """Steps between two checkpoints, from which the same command resumes."""
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for key in ("tokens", "log_every_steps", "checkpoint_every_steps"):
-            at_least(f"train.{key}", getattr(self, key), 1)
-        at_least("train.seed", self.seed, 0)
-
 
 @dataclass
-class TrainerConfig:
+class TrainerConfig(Group, group="trainer"):
     """Lightning Trainer arguments."""
 
-    accelerator: str = "auto"
+    accelerator: str = key("auto", choices=ACCELERATORS)
     """cpu, cuda (or gpu), mps or auto."""
-    precision: str = "32-true"
+    precision: str = key("32-true", choices=PRECISIONS)
     """32-true, or bf16-mixed (master weights stay float32)."""
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        _choice("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu", "cuda", "mps"))
-        _choice("trainer.precision", self.precision, PRECISIONS)
-
 
 @dataclass
-class RunFolder:
-    """Where a run is kept."""
+class RunFolder(Group, group="run"):
+    """Where a run is kept; an empty name would be the current folder."""
 
-    name: str = "default"
+    name: str = key("default", filled="give it a name")
     """Name of the run, and of its folder."""
-    dir: str = "runs/${run.name}"
+    dir: str = key("runs/${run.name}", filled="give it a name")
     """Folder of the run; in a sweep, each point has a folder in it."""
 
-    def __post_init__(self) -> None:
-        """Check that there is a folder: an empty name would be the current one."""
-        for key in ("name", "dir"):
-            if not getattr(self, key).strip():
-                raise UserError(f"run.{key} is empty; give it a name")
-
 
 @dataclass
-class LoggerConfig:
+class LoggerConfig(Group, group="logger"):
     """Where metrics go besides metrics.csv, which is always written."""
 
-    name: str = "csv"
+    name: str = key("csv", choices=("csv", "wandb", "tensorboard"))
     """csv, wandb or tensorboard."""
     project: str = "saepipe"
     """Project in Weights & Biases."""
@@ -272,13 +216,9 @@ class LoggerConfig:
     offline: bool = False
     """Write Weights & Biases files locally, for `wandb sync` later."""
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        _choice("logger.name", self.name, ("csv", "wandb", "tensorboard"))
-
 
 @dataclass
-class CacheConfig:
+class CacheConfig(Group, group="cache"):
     """The cache verb's own keys."""
 
     dry_run: bool = False
@@ -286,37 +226,27 @@ class CacheConfig:
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(Group, group="evaluate"):
     """The evaluate verb's own keys."""
 
-    tokens: int = 200_000
+    tokens: int = key(200_000, least=1)
     """Held-out tokens to measure on, at most."""
-    batch_prompts: int = 32
+    batch_prompts: int = key(32, least=1)
     """Contexts per forward pass."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        at_least("evaluate.tokens", self.tokens, 1)
-        at_least("evaluate.batch_prompts", self.batch_prompts, 1)
 
 
 @dataclass
-class AnalyzeConfig:
+class AnalyzeConfig(Group, group="analyze"):
     """The analyze verb's own keys."""
 
-    tokens: int = 200_000
+    tokens: int = key(200_000, least=1)
     """Tokens to search for the contexts that activate each latent."""
-    latents: int = 256
+    latents: int = key(256, least=1)
     """Latents to show, drawn evenly over the live ones."""
-    contexts: int = 8
+    contexts: int = key(8, least=1)
     """Top activating contexts to show per latent."""
-    batch_prompts: int = 32
+    batch_prompts: int = key(32, least=1)
     """Contexts per forward pass."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for key in ("tokens", "latents", "contexts", "batch_prompts"):
-            at_least(f"analyze.{key}", getattr(self, key), 1)
 
 
 @dataclass

@@ -17,47 +17,42 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from saepipe.config import at_least
-from saepipe.errors import UserError, unknown
+from saepipe.errors import UserError
+from saepipe.keys import Group, key
 
 NORMALISATIONS = ("none", "expected_average_only_in")
 MSE_REDUCTIONS = ("sum", "mean")
 
 
 @dataclass
-class SAEConfig:
+class SAEConfig(Group, group="sae"):
     """Keys that every architecture honours; a subclass in the architecture's file adds its own."""
 
     architecture: str = ""
     """Name of the architecture, which is the name of its file in `saepipe/saes/`."""
-    d_sae: int | None = None
+    d_sae: int | None = key(None, least=1)
     """Number of latents; None is expansion times the width of the activations."""
-    expansion: int = 8
+    expansion: int = key(8, least=1)
     """Latents per input dimension, where d_sae does not say how many there are."""
-    normalize_activations: str = "expected_average_only_in"
+    normalize_activations: str = key("expected_average_only_in", choices=NORMALISATIONS)
     """none, or expected_average_only_in: inputs scaled so that their mean norm is sqrt(d_in)."""
     apply_b_dec_to_input: bool = True
     """Subtract the decoder's bias from the input before encoding."""
-    decoder_init_norm: float = 0.1
+    decoder_init_norm: float = key(0.1, above=0)
     """Norm of each decoder row at the start; the encoder starts as the decoder transposed."""
-    mse_reduction: str = "sum"
+    mse_reduction: str = key("sum", choices=MSE_REDUCTIONS)
     """sum or mean of the squared error over d_out (always a mean over tokens); published coefficients assume sum."""
-    dead_after_tokens: int = 1_000_000
+    dead_after_tokens: int = key(1_000_000, least=1)
     """A latent that has not fired for this many training tokens counts as dead."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check that the keys are this architecture's, and their ranges."""
         if self.architecture != type(self).architecture:
             raise UserError(
                 f"sae.architecture={self.architecture} does not go with the keys of {type(self).architecture}; "
                 f"choose the whole group with sae={self.architecture}"
             )
-        for key, choices in (("normalize_activations", NORMALISATIONS), ("mse_reduction", MSE_REDUCTIONS)):
-            if getattr(self, key) not in choices:
-                raise unknown(f"sae.{key}", getattr(self, key), choices)
-        for key in ("d_sae", "expansion", "dead_after_tokens"):
-            at_least(f"sae.{key}", getattr(self, key), 1)
-        at_least("sae.decoder_init_norm", self.decoder_init_norm, 0, exclusive=True)
+        super().__post_init__()
 
     def resolve(self, d_in: int) -> int:
         """Width of the SAE on activations of width `d_in`.

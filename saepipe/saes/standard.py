@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saepipe.config import at_least
+from saepipe.keys import key
 from saepipe.saes.base import SAE, Pass, SAEConfig
 
 log = logging.getLogger(__name__)
@@ -20,16 +20,10 @@ class StandardConfig(SAEConfig):
 
     architecture: str = "standard"
     """Name of this file."""
-    l1_coefficient: float = 1.0
+    l1_coefficient: float = key(1.0, least=0)
     """Weight of the L1 penalty; of order 1 where mse_reduction is sum, of order 1e-4 where it is mean."""
-    l1_warm_up_steps: int = 0
+    l1_warm_up_steps: int = key(0, least=0)
     """Steps over which the penalty rises linearly from 0."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        at_least("sae.l1_coefficient", self.l1_coefficient, 0)
-        at_least("sae.l1_warm_up_steps", self.l1_warm_up_steps, 0)
 
 
 class StandardSAE(SAE):

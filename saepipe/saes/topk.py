@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from saepipe import sparse
-from saepipe.config import at_least
-from saepipe.errors import UserError, unknown
+from saepipe.errors import UserError
+from saepipe.keys import key
 from saepipe.saes.base import SAE, Pass, SAEConfig
 
 DEAD_METHODS = ("none", "auxk")
@@ -22,22 +22,14 @@ class TopKConfig(SAEConfig):
 
     architecture: str = "topk"
     """Name of this file."""
-    k: int = 32
+    k: int = key(32, least=1)
     """Latents that may be active on a token."""
     rescale_acts_by_decoder_norm: bool = True
     """Rank latents by pre-activation times norm of the decoder row, since the norms drift in training."""
-    dead_method: str = "auxk"
+    dead_method: str = key("auxk", choices=DEAD_METHODS)
     """none, or auxk: dead latents learn to predict what the live ones leave over."""
-    aux_loss_coefficient: float = 1.0
+    aux_loss_coefficient: float = key(1.0, least=0)
     """Weight of the auxiliary term of auxk."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        at_least("sae.k", self.k, 1)
-        at_least("sae.aux_loss_coefficient", self.aux_loss_coefficient, 0)
-        if self.dead_method not in DEAD_METHODS:
-            raise unknown("sae.dead_method", self.dead_method, DEAD_METHODS)
 
     def resolve(self, d_in: int) -> int:
         """Width of the SAE, which must hold k latents."""

@@ -1,0 +1,68 @@
+"""How a group declares its keys: a range stands beside the default, and what lies outside is refused by key and value.
+
+Such as `tokens: int = key(4_000_000, least=1)` in a `class TrainConfig(Group, group="train")`.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+from saepipe.errors import UserError, unknown
+
+T = TypeVar("T")
+
+LARGEST = 2**62
+"""Largest number of any key: what PyTorch counts with."""
+
+
+def key(
+    default: T,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] = (),
+    filled: str = "",
+) -> T:
+    """Declare a key and what its value is held to; None means "derived" and passes a bound.
+
+    Args:
+        default: Value where nothing else is said.
+        least: Smallest number allowed.
+        above: Bound that a number must exceed.
+        choices: The names allowed.
+        filled: Refuse an empty text; this is the cure that the message gives.
+    """
+    found: T = field(default=default, metadata={"least": least, "above": above, "choices": choices, "filled": filled})
+    return found
+
+
+@dataclass
+class Group:
+    """A group of keys, checked when it is made; a subclass inherits the name of its group or gives one."""
+
+    _group: ClassVar[str]
+
+    def __init_subclass__(cls, group: str = "") -> None:
+        if group:
+            cls._group = group
+
+    def __post_init__(self) -> None:
+        """Check the range of every key."""
+        for item in fields(self):
+            name, value, rule = f"{self._group}.{item.name}", getattr(self, item.name), item.metadata
+            if rule.get("choices") and value not in rule["choices"]:
+                raise unknown(name, value, rule["choices"])
+            if rule.get("filled") and not value.strip():
+                raise UserError(f"{name} is empty; {rule['filled']}")
+            _refuse_out_of_range(name, value, rule.get("least"), rule.get("above"))
+
+
+def _refuse_out_of_range(name: str, value: Any, least: float | None, above: float | None) -> None:
+    if value is None or (least is None and above is None):
+        return
+    if not math.isfinite(value) or value > LARGEST:
+        raise UserError(f"{name}={value} is no number that can be used; give one up to {LARGEST}")
+    if least is not None and not value >= least:
+        raise UserError(f"{name}={value} is out of range; give a value of at least {least}")
+    if above is not None and not value > above:
+        raise UserError(f"{name}={value} is out of range; give a value above {above}")
