@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import hashlib
 import keyword
 import re
@@ -89,6 +91,7 @@ def test_spans_lie_inside_the_text_and_are_sorted(sample: list[Document]) -> Non
 def test_labelled_texts_are_what_the_label_says(
     labelled: dict[str, list[str]], label: str, is_right: Callable[[str], object]
 ) -> None:
+    assert labelled[label]
     wrong = [text for text in labelled[label] if not is_right(text)]
     assert not wrong
 
@@ -109,20 +112,42 @@ def test_arithmetic_is_right(sample: list[Document]) -> None:
 
 
 def test_code_compiles(sample: list[Document]) -> None:
+    modules = [ast.parse(found.text) for found in sample if found.register == "code"]
+    assert len(modules) > 20
+    for module in modules:
+        compile(module, "document", "exec")
+        kinds = [type(statement) for statement in module.body]
+        functions = kinds.count(ast.FunctionDef)
+        assert 1 <= functions <= 3
+        assert kinds == [ast.Import] * (len(kinds) - functions) + [ast.FunctionDef] * functions
+
+
+def test_code_reads_no_name_that_its_function_lacks(sample: list[Document]) -> None:
+    functions = 0
     for found in sample:
-        if found.register == "code":
-            compile(found.text, "document", "exec")
+        for function in ast.parse(found.text).body if found.register == "code" else ():
+            if isinstance(function, ast.FunctionDef):
+                functions += 1
+                parameters = {argument.arg for argument in function.args.args}
+                names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
+                stored = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+                read = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+                assert read <= parameters | stored | set(dir(builtins)), found.text
+    assert functions > 40
 
 
 def test_judging_words_share_the_mood_of_their_passage(sample: list[Document]) -> None:
+    judging = 0
     for found in sample:
         moods = {label.removeprefix("mood:") for _, _, label in found.spans if label.startswith("mood:")}
         sentiments = {label.removeprefix("sentiment:") for _, _, label in found.spans if label.startswith("sentiment:")}
         assert sentiments == moods
         assert len(moods) <= 1
+        judging += len(moods)
         for other in {"positive", "negative"} - moods if moods else ():
             words = set(OPINION.words(f"{other}_adjective")) | set(OPINION.words(f"{other}_verb"))
             assert not words & set(re.findall(r"\w+", found.text)), found.text
+    assert judging > 40
 
 
 def test_energy_follows_from_the_nutrition_facts(sample: list[Document]) -> None:

@@ -45,6 +45,7 @@ def test_tokenizer_adds_nothing_and_loses_nothing(tokenizer: PreTrainedTokenizer
 def test_labels_reach_the_real_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     http = next(document for document in documents() if document.register == "http")
     offsets = tokenizer(http.text, return_offsets_mapping=True)["offset_mapping"]
+    assert {"http:method", "http:status"} & set().union(*token_labels(http, offsets))
     for (start, end), names in zip(offsets, token_labels(http, offsets), strict=True):
         expected = {span.label for span in http.spans if span.start < end and start < span.end}
         assert names == expected | {"register:http"}
