@@ -157,9 +157,11 @@ class Grammar:
         for alternatives, templates in pending:  # second pass: a rule may use a symbol that comes after it
             alternatives += [self._compile(template) for template in templates]
 
-    def write(self, writer: Writer, symbol: str) -> None:
-        """Expands a symbol at the writer's end."""
+    def write(self, writer: Writer, symbol: str, *labels: str) -> None:
+        """Expands a symbol at the writer's end, each label over all of it."""
+        start = writer.length
         self._nodes[symbol](writer)
+        writer.label_from(start, *labels)
 
     def line(self, writer: Writer, symbol: str) -> None:
         """Expands a symbol and ends the line."""

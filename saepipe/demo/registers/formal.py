@@ -206,9 +206,7 @@ def letter(writer: Writer) -> None:
         writer.add("\n")
     LETTER.line(writer, "last")
     writer.add("\n")
-    start = writer.length
-    LETTER.write(writer, "closing")
-    writer.label_from(start, "letter:closing")
+    LETTER.write(writer, "closing", "letter:closing")
     writer.add(",\n")
     writer.add(sender, "entity:person", "letter:sender")
     writer.add("\n")

@@ -101,9 +101,7 @@ def recipe(writer: Writer) -> None:
     writer.add("\nIngredients:\n")
     for index in range(len(INGREDIENTS)):
         writer.add("- ")
-        line = writer.length
-        LISTS.write(writer, f"ingredient{index}")
-        writer.label_from(line, "recipe:ingredient")
+        LISTS.write(writer, f"ingredient{index}", "recipe:ingredient")
         writer.add("\n")
     writer.add("\nMethod:\n")
     steps = writer.integer(3, 6)

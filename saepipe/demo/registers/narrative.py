@@ -211,9 +211,7 @@ POEM = Grammar(
 
 def poem(writer: Writer) -> None:
     """Stanzas that rhyme abab or aabb; every rhyme word is labelled."""
-    start = writer.length
-    POEM.write(writer, "title")
-    writer.label_from(start, "poem:title")
+    POEM.write(writer, "title", "poem:title")
     writer.add("\n")
     order = writer.pick(((0, 1, 0, 1), (0, 0, 1, 1)))
     for _ in range(writer.integer(2, 4)):

@@ -43,35 +43,25 @@ WORDS = {
     "concert_part|role:noun": "singer, orchestra, hall, choir, violin, drummer, encore, ticket, stage, audience, seat",
 }
 
+MOODS = ("positive", "negative")
+REMARKS = (
+    "{^the_part} was {MOOD_adjective}.",
+    "{^the_part} was {intensity} {MOOD_adjective}.",
+    "I {MOOD_verb} the {.part|role:object}, and {MOOD_verdict}.",
+    "We {MOOD_verb} the {MOOD_adjective} {.part|role:object}.",
+    "{^MOOD_verdict}, because {the_part} was {MOOD_adjective}.",
+    "{person@critic|role:subject} {MOOD_verb} the {.part|role:object} and everything went {MOOD_adverb}.",
+    "What {a+MOOD_adjective} {.part}! {MOOD_cry}",
+    "The {.part|role:subject} was {MOOD_adjective} and the {.part|role:subject} {MOOD_adjective}.",
+    "I did not expect such {a+MOOD_adjective} {.part}.",
+)
+
 OPINION = Grammar(
     WORDS
+    | {f"{mood}_remark": [remark.replace("MOOD", mood) for remark in REMARKS] for mood in MOODS}
     | {
         "intensity|role:adverb": "very, really, quite, truly, absolutely, simply, so",
         "the_part": ["the {.part|role:subject}", "the {colour} {.part|role:subject}", "their {.part|role:subject}"],
-        "positive_remark": [
-            "{^the_part} was {positive_adjective}.",
-            "{^the_part} was {intensity} {positive_adjective}.",
-            "I {positive_verb} the {.part|role:object}, and {positive_verdict}.",
-            "We {positive_verb} the {positive_adjective} {.part|role:object}.",
-            "{^positive_verdict}, because {the_part} was {positive_adjective}.",
-            "{person@critic|role:subject} {positive_verb} the {.part|role:object} "
-            "and everything went {positive_adverb}.",
-            "What {a+positive_adjective} {.part}! {positive_cry}",
-            "The {.part|role:subject} was {positive_adjective} and the {.part|role:subject} {positive_adjective}.",
-            "I did not expect such {a+positive_adjective} {.part}.",
-        ],
-        "negative_remark": [
-            "{^the_part} was {negative_adjective}.",
-            "{^the_part} was {intensity} {negative_adjective}.",
-            "I {negative_verb} the {.part|role:object}, and {negative_verdict}.",
-            "We {negative_verb} the {negative_adjective} {.part|role:object}.",
-            "{^negative_verdict}, because {the_part} was {negative_adjective}.",
-            "{person@critic|role:subject} {negative_verb} the {.part|role:object} "
-            "and everything went {negative_adverb}.",
-            "What {a+negative_adjective} {.part}! {negative_cry}",
-            "The {.part|role:subject} was {negative_adjective} and the {.part|role:subject} {negative_adjective}.",
-            "I did not expect such {a+negative_adjective} {.part}.",
-        ],
         "question": [
             "How was the {.part@asked}?",
             "What did you think of the {.part@asked}?",
@@ -101,7 +91,7 @@ def dialogue(writer: Writer) -> None:
     writer.topic = writer.pick(TOPICS)
     names = [*writer.sample(OPINION.words("woman"), 2), *writer.sample(OPINION.words("man"), 2)]
     asking, answering = writer.sample(names, 2)
-    mood = writer.pick(("positive", "negative"))
+    mood = writer.pick(MOODS)
     writer.add(asking, "dialogue:speaker", "entity:person")
     writer.add(f": So you know the new {writer.topic}? ")
     OPINION.line(writer, "question")
@@ -123,7 +113,7 @@ def dialogue(writer: Writer) -> None:
 def review(writer: Writer) -> None:
     """A review whose stars, title and remarks agree."""
     writer.topic = writer.pick(TOPICS)
-    mood = writer.pick(("positive", "negative"))
+    mood = writer.pick(MOODS)
     stars = writer.integer(4, 5) if mood == "positive" else writer.integer(1, 2)
     writer.add("Review of a ")
     writer.add(writer.topic, "review:topic")

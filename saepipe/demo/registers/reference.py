@@ -251,9 +251,7 @@ def sport(writer: Writer) -> None:
         writer.add("In minute ")
         writer.add(str(minute), "sport:minute")
         writer.add(", ")
-        start = writer.length
-        SPORT.write(writer, "surname")
-        writer.label_from(start, "role:subject")
+        SPORT.write(writer, "surname", "role:subject")
         writer.add(" ")
         SPORT.write(writer, "scored")
         writer.add(" for ")
