@@ -12,6 +12,8 @@ from saepipe.keys import Group, key
 
 LR_SCHEDULERS = ("constant", "cosineannealing")
 DTYPES = ("float32", "bfloat16", "float16")
+STORE_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+"""Types on disk -> bytes of a number."""
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -89,8 +91,8 @@ class StoreConfig(Group, group="store"):
     """Folder of the store."""
     tokens: int = key(2_000_000, least=1)
     """Rows to store per hook for training (one row per token; held-out rows come on top)."""
-    dtype: str = key("bfloat16", choices=DTYPES)
-    """Type on disk: float32, bfloat16 or float16."""
+    dtype: str = key("bfloat16", choices=tuple(STORE_DTYPES))
+    """Type on disk: float32, bfloat16, float16, or int8 (centred, and scaled by channel and by row)."""
     shard_tokens: int = key(65_536, least=1)
     """Rows per shard file."""
     shuffle_tokens: int = key(262_144, least=1)
@@ -118,6 +120,14 @@ class StreamConfig(Group, group="stream"):
 
     hook: str | None = None
     """Hook point to train on; None means the only one in the store."""
+    target_hook: str | None = None
+    """Hook point to predict from the other (a transcoder); None means the same (an autoencoder)."""
+    positions: list[int] | None = None
+    """First and last position in the context to train on, such as [1, 63]; None means all."""
+    max_norm: float | None = key(None, above=0)
+    """Leave out rows longer than this many times the hook's mean norm, such as attention sinks; 10 is usual."""
+    roles: list[str] | None = None
+    """Roles whose tokens to train on, such as [assistant], where the data is chats; None means all."""
     batch_tokens: int = key(4096, least=1)
     """Rows per optimizer step, over all ranks (the global batch)."""
     window_tokens: int = key(524_288, least=1)
@@ -133,6 +143,10 @@ class StreamConfig(Group, group="stream"):
     def __post_init__(self) -> None:
         """Check what a range cannot say."""
         super().__post_init__()
+        if self.positions is not None and (len(self.positions) != 2 or not 0 <= self.positions[0] <= self.positions[1]):
+            raise UserError(f"stream.positions={self.positions} is no range; give [first, last], counted from 0")
+        if self.roles is not None and not self.roles:
+            raise UserError("stream.roles=[] keeps no token; name a role, or leave it null")
         if self.lanes is not None and self.batch_tokens % self.lanes:
             nearest = max(1, round(self.batch_tokens / self.lanes)) * self.lanes
             raise UserError(
@@ -223,6 +237,13 @@ class CacheConfig(Group, group="cache"):
 
     dry_run: bool = False
     """Print the projected bytes and time and stop."""
+    tokens_only: bool = False
+    """Stop once the text is tokenised, which needs no weights and no GPU."""
+    workers: int = key(1, least=1)
+    """Processes on this machine that divide the work, each on model.n_devices GPUs of its own; the same command on
+    other machines helps, too."""
+    poor_shuffle: str = key("refuse", choices=("refuse", "warn"))
+    """What to do about a shuffle too small for its contexts: refuse or warn."""
 
 
 @dataclass

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,18 +19,21 @@ from typing import Any, BinaryIO, get_args, get_origin
 
 import xxhash
 
+from saepipe import processes
 from saepipe.errors import UserError
 
-_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{16}\.tmp$")
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_TEMPORARY = re.compile(r"^\..+\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.tmp$")
+_STALE_S = 3600
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _REFUSED = tuple(
     getattr(errno, name) for name in "EACCES EPERM EROFS ENOTDIR EEXIST EISDIR ENAMETOOLONG ELOOP EINVAL".split()
 )
 
 
 def temporary(path: Path) -> Path:
-    """Return a name beside `path` that no other process uses and that `remove_stale` recognises."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    """Return a name beside `path` that no other process uses and that tells `remove_stale` whose it is."""
+    owner = f"{processes.host()}-{os.getpid()}"
+    return path.with_name(f".{path.name}.{owner}-{secrets.token_hex(4)}.tmp")
 
 
 def is_temporary(path: Path) -> bool:
@@ -38,15 +42,28 @@ def is_temporary(path: Path) -> bool:
 
 
 def remove_stale(folder: Path) -> int:
-    """Delete the temporary files that killed processes left anywhere below `folder`; call it under its lock.
+    """Delete the temporary files that killed processes left anywhere below `folder`.
+
+    Other processes may be at work there: a file goes when its owner has ended, or where nobody can tell (it was on
+    another machine), when it has been left alone for an hour.
 
     Returns:
         How many there were.
     """
-    stale = [path for path in folder.rglob(".*.tmp") if is_temporary(path) and path.is_file()]
+    stale = [path for path in folder.rglob(".*.tmp") if is_temporary(path) and _left_behind(path)]
     for path in stale:
         path.unlink(missing_ok=True)
     return len(stale)
+
+
+def _left_behind(path: Path) -> bool:
+    owner = _TEMPORARY.match(path.name)
+    assert owner is not None
+    try:
+        untouched_s = time.time() - path.stat().st_mtime
+    except FileNotFoundError:  # its owner is done with it
+        return False
+    return processes.ended(owner[1], int(owner[2])) or untouched_s > _STALE_S
 
 
 def commit(file: BinaryIO, path: Path) -> None:
@@ -97,7 +114,7 @@ def disk_errors(key: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
             free_mb = shutil.disk_usage(existing).free / 1e6
             raise UserError(
@@ -133,8 +150,13 @@ def write_sealed(path: Path, document: dict[str, Any]) -> str:
         The hash.
     """
     digest = seal(document)
-    write_text(path, json.dumps({**document, "sha256": digest}, sort_keys=True, indent=1, allow_nan=False) + "\n")
+    write(path, lambda file: file.write(_rendered(document, digest)))
     return digest
+
+
+def _rendered(document: dict[str, Any], digest: str) -> bytes:
+    text = json.dumps({**document, "sha256": digest}, sort_keys=True, indent=1, allow_nan=False)
+    return f"{text}\n".encode()
 
 
 def read_sealed(path: Path, *, cure: str) -> dict[str, Any]:
@@ -155,7 +177,7 @@ def read_sealed(path: Path, *, cure: str) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(content)
         digest = document.pop("sha256")
-        damaged = digest != seal(document)
+        damaged = digest != seal(document) or content != _rendered(document, digest)  # not even a space may differ
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         damaged = True
     if damaged:

@@ -1,20 +1,22 @@
 """A shuffle group on its way to the disk: its contexts go in as the language model reads them, its shards come out."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
-from saepipe.shards import DTYPES
+from saepipe.plan import Plan
+from saepipe.shard import DTYPES
 from saepipe.store import Store
 
 
 class GroupWriter:
     """Collects the rows of one shuffle group in memory and writes those of its shards that the store still lacks.
 
-    Memory: the group's rows times the widths of all hooks, in the store's type.
+    Memory: the group's rows times the widths of all hooks, in the store's type (the model's where that is int8).
 
         writer = GroupWriter(store, group)
         for start in range(0, len(writer.contexts), plan.batch_prompts):
@@ -43,7 +45,7 @@ class GroupWriter:
             self._targets = plan.group_targets(group)
             rows = plan.group_rows(group)
         self._rows = {
-            hook: torch.empty(rows, plan.hooks[hook], dtype=DTYPES[plan.dtype])
+            hook: torch.empty(rows, plan.hooks[hook], dtype=_buffer_dtype(plan))
             for hook in store.hooks
             if not all(store.written(hook, *shard) for shard in self._shards())
         }
@@ -76,15 +78,32 @@ class GroupWriter:
             rows.view(torch.uint8).numpy()[targets[kept]] = values.view(torch.uint8).numpy()[kept]
             self._added[start:stop] = True
 
-    def write(self) -> None:
+    def write(self, *, threads: int = 1) -> None:
         """Write the shards that the store lacks.
+
+        Args:
+            threads: Shards that are hashed and written at once.
 
         Raises:
             UserError: Rows that are not finite, or no space on the disk.
         """
         assert self._added.all(), "every context of the group has to be added first"
         step = self._store.plan.shard_tokens
-        for hook, rows in self._rows.items():
-            for index, (shard, held_out) in enumerate(self._shards()):
-                if not self._store.written(hook, shard, held_out):
-                    self._store.write(hook, shard, rows[index * step : (index + 1) * step], held_out=held_out)
+
+        def write(hook: str, index: int, shard: int, held_out: bool) -> None:
+            if not self._store.written(hook, shard, held_out):
+                rows = self._rows[hook][index * step : (index + 1) * step]
+                self._store.write(hook, shard, rows, held_out=held_out)
+
+        with ThreadPoolExecutor(threads) as pool:
+            jobs = [
+                pool.submit(write, hook, index, *shard)
+                for hook in self._rows
+                for index, shard in enumerate(self._shards())
+            ]
+            for job in jobs:
+                job.result()
+
+
+def _buffer_dtype(plan: Plan) -> torch.dtype:
+    return DTYPES[plan.model.get("dtype", "float32") if plan.dtype == "int8" else plan.dtype]

@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def hold(folder: str | Path, *, key: str) -> Iterator[None]:
+def hold(folder: str | Path, *, key: str, wait: bool = False) -> Iterator[None]:
     """Hold `folder` (made where it does not exist) for this process while the block runs.
 
     The kernel gives the lock back when the process ends, however it ends: after SIGKILL nothing has to be cleaned up.
@@ -30,6 +30,7 @@ def hold(folder: str | Path, *, key: str) -> Iterator[None]:
     Args:
         folder: The store or run folder.
         key: Configuration key that holds it, such as `store.dir`.
+        wait: Wait until another process that holds the folder gives it back, instead of refusing.
 
     Raises:
         UserError: Another process holds the folder; says which.
@@ -40,7 +41,7 @@ def hold(folder: str | Path, *, key: str) -> Iterator[None]:
         # The file stays when the lock is given back: a process that waits on a deleted one would lock nothing.
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _lock(descriptor, folder, key)
+        _lock(descriptor, folder, key, wait=wait)
         os.ftruncate(descriptor, 0)
         command = " ".join(sys.argv)[:200]
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} ({command})".encode())
@@ -55,7 +56,7 @@ def hold(folder: str | Path, *, key: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: Path, key: str) -> None:
+def _lock(descriptor: int, folder: Path, key: str, *, wait: bool) -> None:
     """Take the lock, or say who has it."""
     if fcntl is None:
         _logger.warning("this platform has no file locks: make sure that one process only uses %s=%s", key, folder)
@@ -64,6 +65,10 @@ def _lock(descriptor: int, folder: Path, key: str) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.read(descriptor, 1000).decode(errors="replace") or "another process"
+        if wait:
+            _logger.info("%s=%s: waiting for %s", key, folder, holder)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return
         raise UserError(f"{key}={folder} is in use by {holder}; wait until it ends, or choose another {key}") from None
     except OSError as error:  # network file systems without a lock daemon
         _logger.warning(

@@ -63,7 +63,9 @@ class Batches:
         batches = self._stream.iterate(start=module.steps_done)
         with progress.bar("train", module.total_steps * tokens, module.steps_done * tokens) as bar:
             for _ in range(module.steps_done, module.total_steps):
-                yield next(batches)
+                batch = next(batches)
+                assert isinstance(batch, Tensor)  # no pairs: `train` refuses stream.target_hook
+                yield batch
                 bar.update(tokens)
                 bar.set_postfix(module.bar_values(), refresh=False)
 

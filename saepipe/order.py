@@ -3,10 +3,11 @@
 In full, for somebody who wants to reproduce it (divisions are whole; `Permutation` and `derive_key` are those of
 `saepipe.permutation`; hook, seed, batch_tokens, window_tokens and lanes those of the `stream` group):
 
-    key = derive_key("stream", identity of the plan, hook, seed, batch_tokens, window_tokens, lanes, filter as 1 or 0)
+    key = derive_key("stream", identity of the plan, hook, target_hook or "", seed, batch_tokens, window_tokens, lanes,
+                     text of the filter)
 
-1. Rows. The natural order of a hook's rows is shard after shard, row after row. The filter (exclude_special_tokens)
-   drops the special tokens and position 0 of every context; without it every row is kept.
+1. Rows. The natural order of a hook's rows is shard after shard, row after row. The filter (`saepipe.row_filter`) drops
+   some of them. The blocks of a pair of hooks are the larger of the two.
 2. Epoch e. The n blocks of the hook, natural order, are rearranged: place j holds block
    Permutation(derive_key("blocks", key, e), n)(j). The kept rows of the blocks in this new order, each block's rows in
    natural order, are one sequence of K rows.
@@ -24,22 +25,24 @@ the lanes. An epoch leaves out less than one batch plus one row a lane, other ro
 """
 
 import heapq
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 
+from saepipe.config import StreamConfig
 from saepipe.permutation import Permutation, derive_key
-from saepipe.store import Store
+from saepipe.plan import Plan
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The blocks of a hook in natural order, and which of their rows are kept."""
+    """The blocks of a hook, or of a pair of them, in natural order, and which of their rows are kept."""
 
     block_rows: int
     """Rows per block; the last block of a shard may have fewer."""
@@ -55,16 +58,21 @@ class Blocks:
     """Which rows these are: one bit a row, since a mask of bytes would be 1 GB for a billion rows."""
 
     @classmethod
-    def of(cls, store: Store, hook: str, *, exclude_special_tokens: bool) -> "Blocks":
-        """Count the kept rows of every block of a hook."""
-        plan = store.plan
-        block_rows = plan.block_rows[hook]
+    def of(cls, plan: Plan, hooks: Sequence[str], mask: Callable[[int], Bool[np.ndarray, " token"]] | None) -> "Blocks":
+        """Count the kept rows of every block.
+
+        Args:
+            plan: Plan of the store.
+            hooks: Hooks that are read together.
+            mask: Tells which rows of a shard are kept; None keeps all.
+        """
+        block_rows = max(plan.block_rows[hook] for hook in hooks)
 
         def shard_mask(shard: int) -> tuple[UInt8[np.ndarray, "block byte"], Int64[np.ndarray, " block"]]:
             rows = plan.shard_rows(shard)
-            mask = np.zeros((plan.n_blocks(hook, shard), block_rows), bool)
-            mask.reshape(-1)[:rows] = store.ordinary(shard) if exclude_special_tokens else True
-            return np.packbits(mask, axis=1), mask.sum(axis=1)
+            kept = np.zeros((-(-rows // block_rows), block_rows), bool)
+            kept.reshape(-1)[:rows] = True if mask is None else mask(shard)
+            return np.packbits(kept, axis=1), kept.sum(axis=1)
 
         shards = range(plan.n_shards)
         with ThreadPoolExecutor() as pool:  # about 0.1 us a row, nearly all of it in numpy, which lets threads run
@@ -193,3 +201,10 @@ class Order:
                 slot, row = np.divmod(rows, self.blocks.block_rows)
                 parts.append(self.blocks.first_row[window.blocks[slot]] + row)
         return np.concatenate(parts)
+
+
+def choose_lanes(config: StreamConfig) -> int:
+    """Return the number of lanes; 24 can be split among 1, 2, 3, 4, 6, 8, 12 and 24 ranks."""
+    if config.lanes is not None:
+        return config.lanes
+    return math.gcd(config.batch_tokens, 64) if config.batch_tokens % 24 else 24

@@ -11,6 +11,9 @@ logical shift; G = 0x9E3779B97F4A7C15, A = 0xBF58476D1CE4E5B9, B = 0x94D049BB133
    Even r: L = (L + f(R, r, a)) % a. Odd r: R = (R + f(L, r, b)) % b. The result is L * b + R.
 4. Cycle walking: while the result is n or more, step 3 is applied to it again (rare: a * b exceeds n by less than a).
 
+A family. `member` t of the permutations of one key has every round key increased by mix((t + 1) * G); each index of a
+call may go through a member of its own, which is how thousands of small shuffles cost one call.
+
 Each round can be undone, so step 3 is a bijection of range(a * b), and step 4 makes it one of range(n). It is a
 shuffle, not a cipher. NumPy's own generators are not used because it does not promise their streams across versions.
 """
@@ -59,23 +62,32 @@ class Permutation:
         self._b = -(-n // self._a)
         self._round_keys = [_mix((key + (r + 1) * _GOLDEN) % _WORD) for r in range(_ROUNDS)]
 
-    def __call__(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Map indices in `range(n)`, of any shape, to their images."""
+    def __call__(
+        self, indices: npt.NDArray[np.int64], member: npt.NDArray[np.int64] | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Map indices in `range(n)`, of any shape, to their images.
+
+        Args:
+            indices: What to map.
+            member: Which permutation of the key's family maps each index (same shape); None is the key's own.
+        """
         flat = np.ascontiguousarray(indices, dtype=np.int64).reshape(-1)
         assert flat.size == 0 or (flat.min() >= 0 and flat.max() < self.n), f"indices outside range({self.n})"
         images = flat.astype(np.uint64)
+        offsets = None if member is None else _mixed(np.asarray(member, np.int64).reshape(-1))
         for start in range(0, images.size, _CHUNK):
-            self._feistel(images[start : start + _CHUNK])
+            chunk = slice(start, start + _CHUNK)
+            self._feistel(images[chunk], None if offsets is None else offsets[chunk])
         outside = np.flatnonzero(images >= self.n)
         while outside.size:
             walking = images[outside]
-            self._feistel(walking)
+            self._feistel(walking, None if offsets is None else offsets[outside])
             images[outside] = walking
             outside = outside[walking >= self.n]
         return images.view(np.int64).reshape(np.shape(indices))
 
-    def _feistel(self, values: npt.NDArray[np.uint64]) -> None:
-        """Replace values by their images under the six rounds."""
+    def _feistel(self, values: npt.NDArray[np.uint64], offsets: npt.NDArray[np.uint64] | None) -> None:
+        """Replace values by their images under the six rounds, with `offsets` added to the round keys."""
         a, b, half = np.uint64(self._a), np.uint64(self._b), np.uint64(32)
         left = values // b
         right = values - left * b
@@ -83,6 +95,8 @@ class Permutation:
         for r, key in enumerate(self._round_keys):
             source, target, modulus = (right, left, a) if r % 2 == 0 else (left, right, b)
             np.add(source, np.uint64(key), out=work)
+            if offsets is not None:
+                np.add(work, offsets, out=work)
             np.multiply(work, np.uint64(_A), out=work)
             np.right_shift(work, half, out=shifted)
             np.bitwise_xor(work, shifted, out=work)
@@ -96,6 +110,14 @@ class Permutation:
             np.minimum(target, work, out=target)
         np.multiply(left, b, out=left)
         np.add(left, right, out=values)
+
+
+def _mixed(members: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """`_mix` of (t + 1) * G for the number t of each member."""
+    z = (members.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+    z = (z ^ z >> np.uint64(30)) * np.uint64(_A)
+    z = (z ^ z >> np.uint64(27)) * np.uint64(_B)
+    return z ^ z >> np.uint64(31)
 
 
 def _mix(z: int) -> int:

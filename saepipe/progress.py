@@ -1,5 +1,6 @@
 """How far a long step is: tokens per second and time left, on a terminal or in a log."""
 
+import multiprocessing
 import sys
 from typing import Any
 
@@ -18,4 +19,7 @@ def bar(step: str, tokens: int, done: int = 0) -> "tqdm[Any]":
         done: How many were done before this process began.
     """
     interval_s = 0.1 if sys.stderr.isatty() else IN_A_LOG_S
-    return tqdm(desc=step, total=tokens, initial=done, unit="tok", unit_scale=True, mininterval=interval_s)
+    helper = multiprocessing.parent_process() is not None  # what it does is in its parent's bar
+    return tqdm(
+        desc=step, total=tokens, initial=done, unit="tok", unit_scale=True, mininterval=interval_s, disable=helper
+    )

@@ -9,50 +9,27 @@
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32, Shaped
 from torch import Tensor
 
-from saepipe import progress, shards
-from saepipe.durable import disk_errors, fits, is_temporary, read_sealed, remove_stale, write_sealed
+from saepipe import int8, progress, record, shard_writer
+from saepipe.durable import disk_errors, is_temporary, remove_stale
 from saepipe.errors import UserError, unknown
+from saepipe.int8 import Scales
 from saepipe.lock import LOCK
+from saepipe.manifest import Manifest, Statistics
 from saepipe.plan import Plan
-from saepipe.shards import DTYPES, Record, ShardReader
+from saepipe.record import Record
+from saepipe.shard import DTYPES, ShardReader, check_size, verify
+from saepipe.shuffle import companions
 from saepipe.token_store import TokenStore
 
 _OPEN_FILES = 256  # well under the usual limit of 1024 a process
 _HELD_OUT_CHUNK = 4096
-# What the manifest says of each hook
-_SUMMARY = {
-    "statistics": {"rows": int, "mean_norm": float, "mean": list[float], "spread": list[float]},
-    "records": list[str],
-    "held_out_records": list[str],
-}
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Statistics of a hook's ordinary training rows (rows above ten times a shard's median norm left out)."""
-
-    rows: int
-    """How many rows they are of."""
-    mean_norm: float
-    """Mean length of a row."""
-    mean: Float[Tensor, " d_in"]
-    """Mean row, float32."""
-    spread: Float[Tensor, " d_in"]
-    """Standard deviation of each channel, float32."""
-
-    @property
-    def norm_scale(self) -> float:
-        """Factor that makes the mean length sqrt(d)."""
-        return float(len(self.mean) ** 0.5 / self.mean_norm)
 
 
 class Store:
@@ -63,7 +40,7 @@ class Store:
         self.folder = folder
         self.plan = plan
         self.tokens = tokens
-        self._manifest: dict[str, Any] | None = None
+        self._manifest: Manifest | None = None
         self._records: dict[str, Record] = {}
         self._reader = functools.lru_cache(_OPEN_FILES)(self._open_reader)
         for name in ("tokens", "heldout", *plan.hooks, *(f"heldout/{hook}" for hook in plan.hooks)):
@@ -88,7 +65,7 @@ class Store:
         tokens.verify()  # what is captured from damaged ids would be sealed as sound
         if there is None:
             plan.save(folder)
-        return cls(folder, plan, tokens)
+        return cls(folder, there or plan, tokens)
 
     @classmethod
     def open(cls, folder: str | Path, *, complete: bool = True) -> "Store":
@@ -111,7 +88,7 @@ class Store:
             )
         store = cls(folder, plan, tokens)
         if complete:
-            store._load_manifest()
+            store._manifest = store._load_manifest()
             tokens.verify()
         return store
 
@@ -140,9 +117,19 @@ class Store:
 
     def statistics(self, hook: str) -> Statistics:
         """Return the statistics of a hook's training rows, from the manifest."""
-        numbers = self._of_manifest(hook)["statistics"]
-        vectors = {key: torch.tensor(numbers[key], dtype=torch.float32) for key in ("mean", "spread")}
-        return Statistics(numbers["rows"], numbers["mean_norm"], **vectors)
+        self.width(hook)
+        return self.manifest.statistics(hook)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the finaliser found.
+
+        Raises:
+            UserError: The store is incomplete, or manifest.json or a shard's size is damaged.
+        """
+        if self._manifest is None:
+            self._manifest = self._load_manifest()
+        return self._manifest
 
     def ordinary(
         self, shard: int, start: int = 0, stop: int | None = None, *, held_out: bool = False
@@ -157,23 +144,46 @@ class Store:
     # ---- reading
 
     def read_block(self, hook: str, shard: int, block: int, *, held_out: bool = False) -> Float[Tensor, "token d_in"]:
-        """Read a block of rows in the store's type, verified against its hash.
+        """Read a block of rows, verified against its hash: in the store's type, or float32 from int8.
 
         Raises:
             UserError: The shard is missing or damaged; names it and the cure.
         """
-        buffer = torch.empty(self.plan.block_rows[hook], self.width(hook), dtype=DTYPES[self.plan.dtype])
-        return buffer[: self.read_block_into(hook, shard, block, buffer, held_out=held_out)]
+        size, width = self.plan.block_rows[hook], self.width(hook)
+        out, row_scale = torch.empty(size, width, dtype=DTYPES[self.plan.dtype]), None
+        if self.plan.dtype == "int8":
+            row_scale = torch.empty(size)
+        rows = self.read_block_into(hook, shard, block, out, row_scale, held_out=held_out)
+        if row_scale is None:
+            return out[:rows]
+        return int8.decode(out[:rows], row_scale[:rows], self.scales(hook, shard, held_out=held_out))
 
     def read_block_into(
-        self, hook: str, shard: int, block: int, out: Float[Tensor, "token d_in"], *, held_out: bool = False
+        self,
+        hook: str,
+        shard: int,
+        block: int,
+        out: Shaped[Tensor, "token d_in"],
+        row_scale: Float32[Tensor, " token"] | None = None,
+        *,
+        held_out: bool = False,
     ) -> int:
         """Read a block into the first rows of `out` (see `ShardReader.read_into`); any number of threads may do so.
 
         Returns:
             How many rows the block has.
         """
-        return self._reader(hook, shard, held_out).read_into(block, out)
+        return self._reader(hook, shard, held_out).read_into(block, out, row_scale)
+
+    def scales(self, hook: str, shard: int, *, held_out: bool = False) -> Scales:
+        """Return what the rows of an int8 shard are decoded with."""
+        scales = self._reader(hook, shard, held_out).scales
+        assert scales is not None
+        return scales
+
+    def norm(self, hook: str, shard: int) -> Float32[np.ndarray, " token"]:
+        """Read the norm of every row of a training shard, as it was before it was rounded to the store's type."""
+        return self._reader(hook, shard, False).norm()
 
     def held_out(self, hook: str) -> Iterator[tuple[Float[Tensor, "token d_in"], Bool[np.ndarray, " token"]]]:
         """Read the held-out rows in natural order, some thousand at a time, each with its `ordinary` mask."""
@@ -188,53 +198,31 @@ class Store:
                 yield rows, self.ordinary(shard, start, start + len(rows), held_out=True)
 
     def _open_reader(self, hook: str, shard: int, held_out: bool) -> ShardReader:
-        record = self._record(hook, shard, held_out)
-        return ShardReader(self.folder, record, block_rows=self.plan.block_rows[hook])
+        known = self._record(hook, shard, held_out)
+        width, block_rows = self.plan.hooks[hook], self.plan.block_rows[hook]
+        return ShardReader(self.folder, known, width=width, dtype=self.plan.dtype, block_rows=block_rows)
 
     def _record(self, hook: str, shard: int, held_out: bool) -> Record:
         """Load a shard's record, once; it must be the one that the finaliser saw."""
         name = place(hook, shard, held_out)
         if name not in self._records:
-            record = Record.load(self.folder, name, self.plan.identity)
-            if self._manifest is not None:
-                known = self._manifest["hooks"][hook]["held_out_records" if held_out else "records"][shard]
-                if record.digest != known:
-                    raise shards.damaged(self.folder, name, "has a record that is not the one in manifest.json")
-            self._records[name] = record
+            found = Record.load(self.folder, name, self.plan.identity)
+            if found.rows != self.plan.shard_rows(shard, held_out=held_out):
+                raise record.damaged(self.folder, name, "has a record of another size")
+            if self._manifest is not None and found.digest != self._manifest.digest(hook, shard, held_out):
+                raise record.damaged(self.folder, name, "has a record that is not the one in manifest.json")
+            self._records[name] = found
         return self._records[name]
 
-    def _of_manifest(self, hook: str) -> dict[str, Any]:
-        self.width(hook)
-        if self._manifest is None:
-            self._load_manifest()
-        assert self._manifest is not None
-        return dict(self._manifest["hooks"][hook])
-
-    def _load_manifest(self) -> None:
+    def _load_manifest(self) -> Manifest:
         """Read the manifest, and check that every shard file is there in its full size."""
-        path = self.folder / "manifest.json"
-        again = "delete it and run the same `python -m saepipe.cache` command again (it keeps the shards)"
         try:
-            manifest = read_sealed(path, cure=again)
+            manifest = Manifest.load(self.folder, self.plan)
         except FileNotFoundError:
             raise self._incomplete() from None
-        if manifest.get("plan") != self.plan.identity:
-            raise UserError(f"{path} belongs to another plan; {again}")
-        if not self._described_by(manifest):
-            raise UserError(f"{path} does not describe this store; {again}")
         for hook, shard, held_out in self.plan.places():
-            name = place(hook, shard, held_out)
-            shards.check_size(self.folder, name, self.plan.shard_bytes(hook, shard, held_out=held_out))
-        self._manifest = manifest
-
-    def _described_by(self, manifest: dict[str, Any]) -> bool:
-        kind = {"format": int, "plan": str, "hooks": dict.fromkeys(self.plan.hooks, _SUMMARY)}
-        return fits(manifest, kind) and all(
-            len(of["records"]) == self.plan.n_shards
-            and len(of["held_out_records"]) == self.plan.n_held_out_shards
-            and len(of["statistics"]["mean"]) == len(of["statistics"]["spread"]) == self.plan.hooks[hook]
-            for hook, of in manifest["hooks"].items()
-        )
+            check_size(self.folder, place(hook, shard, held_out), self.plan.shard_bytes(hook, shard, held_out=held_out))
+        return manifest
 
     def _incomplete(self) -> UserError:
         places = list(self.plan.places())
@@ -250,39 +238,49 @@ class Store:
     def written(self, hook: str, shard: int, held_out: bool = False) -> bool:
         """Tell whether a shard is finished: its record is sound and the file has the record's size."""
         try:
-            record = self._record(hook, shard, held_out)
-            shards.check_size(self.folder, record.place, record.bytes)
+            known = self._record(hook, shard, held_out)
+            check_size(self.folder, known.place, known.bytes)
         except UserError:
             return False
         return True
 
+    def lacks(self, group: int | None) -> bool:
+        """Tell whether a shard of a shuffle group is missing, of any hook; None stands for the held-out rows."""
+        held_out = group is None
+        shards = range(self.plan.n_held_out_shards) if group is None else self.plan.group_shards(group)
+        return not all(self.written(hook, shard, held_out) for hook in self.hooks for shard in shards)
+
     def missing_groups(self) -> list[int | None]:
-        """Return the shuffle groups with a shard still to write, for any hook; None stands for the held-out rows."""
-        missing = {
-            None if held_out else self.plan.shard_group(shard)
-            for hook, shard, held_out in self.plan.places()
-            if not self.written(hook, shard, held_out)
-        }
-        return sorted(missing, key=lambda group: -1 if group is None else group)
+        """Return the shuffle groups that the store lacks, the held-out rows (None) first."""
+        return [group for group in (None, *range(self.plan.n_groups)) if self.lacks(group)]
 
     def write(self, hook: str, shard: int, activations: Float[Tensor, "token d_in"], *, held_out: bool = False) -> None:
-        """Write one shard (see `shards.write_shard`); the store is incomplete from now until `finalise`."""
+        """Write one shard (see `shard_writer.write_shard`).
+
+        Where that changes the shard's record, the store is incomplete until `finalise`.
+        """
         assert activations.shape == (self.plan.shard_rows(shard, held_out=held_out), self.plan.hooks[hook])
-        assert activations.dtype == DTYPES[self.plan.dtype]
-        with disk_errors("store.dir", self.folder):
-            (self.folder / "manifest.json").unlink(missing_ok=True)
-        self._manifest = None
-        self._reader.cache_clear()
+        assert self.plan.dtype == "int8" or activations.dtype == DTYPES[self.plan.dtype]
         name = place(hook, shard, held_out)
-        self._records[name] = shards.write_shard(
+        self._reader.cache_clear()
+        self._records[name] = shard_writer.write_shard(
             self.folder,
             name,
             activations,
             self.ordinary(shard, held_out=held_out),
             plan=self.plan.identity,
             block_rows=self.plan.block_rows[hook],
+            dtype=self.plan.dtype,
             model_dtype=self.plan.model.get("dtype"),
         )
+        try:
+            known = Manifest.load(self.folder, self.plan).digest(hook, shard, held_out)
+        except (UserError, FileNotFoundError):
+            known = None
+        if known != self._records[name].digest:
+            with disk_errors("store.dir", self.folder):
+                (self.folder / "manifest.json").unlink(missing_ok=True)
+            self._manifest = None
 
     def finalise(self) -> None:
         """Verify every byte, sum up the records and write manifest.json, which makes the store complete.
@@ -297,37 +295,11 @@ class Store:
         rows = [self.plan.shard_rows(shard, held_out=held_out) for _, shard, held_out in places]
         with progress.bar("verify", sum(rows)) as bar:
             for where, count in zip(places, rows, strict=True):
-                shards.verify(self.folder, self._record(*where))
+                verify(self.folder, self._record(*where))
                 bar.update(count)
-        manifest = {"format": 1, "plan": self.plan.identity, "hooks": {h: self._summary(h) for h in self.hooks}}
-        with disk_errors("store.dir", self.folder):
-            write_sealed(self.folder / "manifest.json", manifest)
+        manifest = Manifest.of(self.plan, self._record, companions=companions(self.plan))
+        manifest.save(self.folder, self.plan)
         self._manifest = manifest
-
-    def _summary(self, hook: str) -> dict[str, Any]:
-        """Sum up a hook's records for the manifest."""
-        train = [self._record(hook, shard, False) for shard in range(self.plan.n_shards)]
-        held_out = [self._record(hook, shard, True) for shard in range(self.plan.n_held_out_shards)]
-        counted = sum(record.counted for record in train)
-        mean_norm = sum(record.sum_norm for record in train) / max(counted, 1)
-        if not mean_norm:
-            raise UserError(
-                f"model.hooks: {hook} has no ordinary row (neither special token nor position 0) that is not zero; "
-                "choose another hook, or text with more than special tokens"
-            )
-        mean = np.sum([record.sum for record in train], axis=0) / counted
-        variance = np.sum([record.sum_squares for record in train], axis=0) / counted - mean**2
-        statistics = {
-            "rows": counted,
-            "mean_norm": mean_norm,
-            "mean": mean.tolist(),
-            "spread": np.sqrt(np.maximum(variance, 0)).tolist(),
-        }
-        return {
-            "statistics": statistics,
-            "records": [record.digest for record in train],
-            "held_out_records": [record.digest for record in held_out],
-        }
 
 
 def existing_plan(folder: Path) -> Plan | None:

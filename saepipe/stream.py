@@ -6,7 +6,6 @@ rank's lanes. Memory: one window for each lane, one more that is read ahead, and
 
 import atexit
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,19 +15,23 @@ from weakref import WeakSet
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from saepipe.config import StreamConfig
-from saepipe.errors import UserError
-from saepipe.order import Blocks, Order, Place, Window
+from saepipe.errors import UserError, unknown
+from saepipe.order import Blocks, Order, Place, Window, choose_lanes
 from saepipe.permutation import derive_key
-from saepipe.shards import DTYPES
+from saepipe.row_filter import RowFilter
 from saepipe.store import Store
+from saepipe.window_rows import WindowRows, row_dtype
 
 log = logging.getLogger(__name__)
 
-_open: "WeakSet[Generator[Tensor, None, None]]" = WeakSet()
+Batch = Float[Tensor, "token d_in"] | tuple[Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]]
+"""Rows of the hook; with `stream.target_hook` also the same tokens' rows of that one."""
+
+_open: "WeakSet[Generator[Batch, None, None]]" = WeakSet()
 
 
 @atexit.register
@@ -44,7 +47,8 @@ class _Loaded:
 
     window: Window
     rows: Int64[Tensor, " token"]
-    buffer: Int[Tensor, "row word"]
+    buffers: list[WindowRows]
+    """One for each hook."""
 
 
 class Stream:
@@ -52,7 +56,7 @@ class Stream:
 
     Args:
         store: A complete store.
-        config: Batch, window, lanes, seed and hook.
+        config: Batch, window, lanes, seed, hooks and filter.
         exclude_special_tokens: Leave special tokens and position 0 out.
         rank: Number of this process among those that share the global batch.
         world_size: How many there are.
@@ -66,7 +70,10 @@ class Stream:
         self, store: Store, config: StreamConfig, *, exclude_special_tokens: bool, rank: int = 0, world_size: int = 1
     ) -> None:
         self.hook = choose_hook(store, config)
-        self.d_in = store.width(self.hook)
+        """Where the rows come from."""
+        self.target_hook = choose_target(store, config, self.hook)
+        """Where the rows to predict come from; None: they are the same."""
+        self._hooks = [self.hook] if self.target_hook is None else [self.hook, self.target_hook]
         self.lanes = choose_lanes(config)
         if self.lanes % world_size:
             valid = [str(ranks) for ranks in range(1, self.lanes + 1) if self.lanes % ranks == 0]
@@ -78,19 +85,21 @@ class Stream:
         self._store = store
         self._rank_lanes = range(rank, self.lanes, world_size)
         self._prefetch_batches = config.prefetch_batches
-        self._dtype = DTYPES[store.plan.dtype]
-        self._word = _word(self.d_in * self._dtype.itemsize)
+        self._dtype = row_dtype(store)
         self._pin = torch.cuda.is_available()
-        parts = (self.hook, config.seed, config.batch_tokens, config.window_tokens, self.lanes)
+        row_filter = RowFilter.of(config, exclude_special_tokens=exclude_special_tokens)
+        parts = (config.seed, config.batch_tokens, config.window_tokens, self.lanes)
         self._order = Order(
-            Blocks.of(store, self.hook, exclude_special_tokens=exclude_special_tokens),
-            derive_key("stream", store.plan.identity, *parts, int(exclude_special_tokens)),
+            Blocks.of(
+                store.plan, self._hooks, partial(row_filter.mask, store, self._hooks) if row_filter.text else None
+            ),
+            derive_key("stream", store.plan.identity, self.hook, self.target_hook or "", *parts, row_filter.text),
             lanes=self.lanes,
             batch_tokens=config.batch_tokens,
             window_tokens=config.window_tokens,
         )
         if not self._order.batches_per_epoch:
-            raise _too_small(self._order.rows, config, filtered=exclude_special_tokens)
+            raise _too_small(self._order.rows, config, row_filter.text)
         if rank == 0:
             log.info(
                 "%s: %s batches an epoch; %s of %s rows are left out of each, other ones every time",
@@ -101,6 +110,16 @@ class Stream:
             )
 
     @property
+    def d_in(self) -> int:
+        """Width of the rows."""
+        return self._store.width(self.hook)
+
+    @property
+    def d_out(self) -> int:
+        """Width of the rows to predict."""
+        return self._store.width(self.target_hook or self.hook)
+
+    @property
     def batches_per_epoch(self) -> int:
         """Batches in one pass over the store."""
         return self._order.batches_per_epoch
@@ -109,11 +128,11 @@ class Stream:
         """Return the numbers, in natural order, of the rows of a global batch, in the batch's order."""
         return self._order.rows_of(batch)
 
-    def iterate(self, start: int = 0) -> Generator[Float[Tensor, "token d_in"], None, None]:
+    def iterate(self, start: int = 0) -> Generator[Batch, None, None]:
         """Read this rank's part of batch `start` and of all that follow, epoch after epoch, without end.
 
-        The batches are of the store's type, and pinned where there is a GPU. Closing or dropping the iterator ends its
-        threads.
+        The batches are of the store's type (float32 where that is int8), and pinned where there is a GPU. Closing or
+        dropping the iterator ends its threads.
 
         Raises:
             UserError: A shard is missing or damaged; its rows reach no batch.
@@ -122,7 +141,7 @@ class Stream:
         _open.add(batches)
         return batches
 
-    def _prefetched(self, start: int) -> Generator[Tensor, None, None]:
+    def _prefetched(self, start: int) -> Generator[Batch, None, None]:
         """Gather the batches in a thread, ahead of the consumer."""
         # Two threads, so that gathering rows and reading the next window go on at once. A task is one batch or one
         # window and ends by itself, so neither closing nor the interpreter's exit can wait for long.
@@ -138,7 +157,7 @@ class Stream:
                 for future in ready:
                     future.cancel()
 
-    def _batches(self, start: int, begin: Callable[..., Callable[[], _Loaded]]) -> Generator[Tensor, None, None]:
+    def _batches(self, start: int, begin: Callable[..., Callable[[], _Loaded]]) -> Generator[Batch, None, None]:
         """Gather the batches; `begin(load, ...)` starts to read a window and returns what waits for it."""
         order, lanes = self._order, self._rank_lanes
         places = order.windows_from(start, lanes)
@@ -146,53 +165,47 @@ class Stream:
         coming = begin(self._load, next(places), None)
         for batch in range(start, 2**63):
             epoch, index = divmod(batch, order.batches_per_epoch)
-            tokens = self._empty_batch()
-            target = tokens.view(self._word)
+            parts = [self._empty(hook) for hook in self._hooks]
             filled = 0
             for lane in lanes:
                 row, end = index * order.lane_batch, (index + 1) * order.lane_batch
                 while row < end:
                     place = Place(epoch, lane, order.window_index(lane, row))
                     if lane not in loaded or loaded[lane].window.place != place:
-                        spare = loaded.pop(lane).buffer if lane in loaded else None
+                        spare = loaded.pop(lane).buffers if lane in loaded else None
                         loaded[lane] = coming()
                         assert loaded[lane].window.place == place
                         coming = begin(self._load, next(places), spare)
                     now = loaded[lane]
                     first, last = row - now.window.start, min(end, now.window.stop) - now.window.start
                     n = last - first
-                    torch.index_select(now.buffer, 0, now.rows[first:last], out=target[filled : filled + n])
+                    for buffer, part in zip(now.buffers, parts, strict=True):
+                        buffer.take(now.rows[first:last], part[filled : filled + n])
                     filled, row = filled + n, row + n
-            yield tokens
+            yield parts[0] if len(parts) == 1 else (parts[0], parts[1])
 
-    def _load(self, place: Place, buffer: Tensor | None) -> _Loaded:
-        """Read a window's blocks into a buffer, or into a new one where none is given or it is too small."""
+    def _load(self, place: Place, buffers: list[WindowRows] | None) -> _Loaded:
+        """Read a window's blocks into buffers, or into new ones where none are given or they are too small."""
         window = self._order.window(place)
-        blocks, size = self._order.blocks, self._order.blocks.block_rows
-        if buffer is None or len(buffer) < len(window.blocks) * size:
+        blocks = self._order.blocks
+        if buffers is None or buffers[0].blocks < len(window.blocks):
             # Room for any later window: a buffer that grows stands beside the new one for a while.
             most = max(len(window.blocks), self._order.window_blocks)
-            words = self.d_in * self._dtype.itemsize // self._word.itemsize
-            buffer = torch.empty(most * size, words, dtype=self._word)
-        rows = buffer.view(self._dtype)
-        for slot, block in enumerate(window.blocks.tolist()):
-            out = rows[slot * size : (slot + 1) * size]
-            self._store.read_block_into(self.hook, int(blocks.shard[block]), int(blocks.number[block]), out)
-        return _Loaded(window, torch.from_numpy(window.rows), buffer)
+            buffers = [WindowRows(self._store, hook, block_rows=blocks.block_rows, blocks=most) for hook in self._hooks]
+        for buffer in buffers:
+            for slot, block in enumerate(window.blocks.tolist()):
+                buffer.read(slot, int(blocks.shard[block]), int(blocks.number[block]))
+        return _Loaded(window, torch.from_numpy(window.rows), buffers)
 
-    def _empty_batch(self) -> Tensor:
+    def _empty(self, hook: str) -> Tensor:
         rows = self._order.lane_batch * len(self._rank_lanes)
-        return torch.empty(rows, self.d_in, dtype=self._dtype, pin_memory=self._pin)
-
-
-def _word(row_bytes: int) -> torch.dtype:
-    """Pick the widest integer that fills a row: gathering moves element by element, bfloat16 at half the speed."""
-    return next(word for word in (torch.int64, torch.int32, torch.int16) if row_bytes % word.itemsize == 0)
+        return torch.empty(rows, self._store.width(hook), dtype=self._dtype, pin_memory=self._pin)
 
 
 def choose_hook(store: Store, config: StreamConfig) -> str:
     """Return the hook to train on."""
     if config.hook is not None:
+        store.width(config.hook)  # refuses a hook that is not there
         return config.hook
     if len(store.hooks) > 1:
         raise UserError(
@@ -201,16 +214,19 @@ def choose_hook(store: Store, config: StreamConfig) -> str:
     return store.hooks[0]
 
 
-def choose_lanes(config: StreamConfig) -> int:
-    """Return the number of lanes; 24 can be split among 1, 2, 3, 4, 6, 8, 12 and 24 ranks."""
-    if config.lanes is not None:
-        return config.lanes
-    return math.gcd(config.batch_tokens, 64) if config.batch_tokens % 24 else 24
+def choose_target(store: Store, config: StreamConfig, hook: str) -> str | None:
+    """Return the hook to predict from `hook`; None where it is the same."""
+    if config.target_hook in (None, hook):
+        return None
+    if config.target_hook not in store.hooks:
+        there = f"Those are the hooks of store.dir={store.folder}."
+        raise unknown("stream.target_hook", config.target_hook, store.hooks, there)
+    return config.target_hook
 
 
-def _too_small(rows: int, config: StreamConfig, *, filtered: bool) -> UserError:
+def _too_small(rows: int, config: StreamConfig, filtered: str) -> UserError:
     """Build the error for a store of less than a batch; any batch up to its rows that the lanes divide would do."""
     largest = rows // config.lanes * config.lanes if config.lanes else rows
     cure = f"the largest batch is {largest}, or cache more store.tokens" if largest else "cache more store.tokens"
-    left = "once special tokens and position 0 are left out" if filtered else "in the store"
+    left = f"that the filter keeps ({filtered.replace(';', ', ')})" if filtered else "in the store"
     return UserError(f"stream.batch_tokens={config.batch_tokens} is more than the {rows} rows {left}; {cure}")

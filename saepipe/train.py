@@ -112,8 +112,14 @@ def adopt_plan(config: RunConfig, store: "Store") -> None:
 
 def resolved(stream: StreamConfig, store: "Store") -> StreamConfig:
     """Say in full what None stands for, so that a run's config.yaml names its hook and lanes."""
-    from saepipe.stream import choose_hook, choose_lanes
+    from saepipe.order import choose_lanes
+    from saepipe.stream import choose_hook
 
+    if stream.target_hook is not None:
+        raise UserError(
+            f"stream.target_hook={stream.target_hook} makes pairs for transcoders, which no sae here trains on yet; "
+            "leave it null"
+        )
     return replace(stream, hook=choose_hook(store, stream), lanes=choose_lanes(stream))
 
 

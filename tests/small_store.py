@@ -1,11 +1,13 @@
 """A small store for tests, written as the cache verb writes one, with activations that tell where they are from."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from saepipe import durable, processes
 from saepipe.config import StoreConfig
 from saepipe.groups import GroupWriter
 from saepipe.lock import hold
@@ -42,7 +44,31 @@ def make_plan(token_store: TokenStore, /, **changes: Any) -> Plan:
     }
     store |= {key: changes.pop(key) for key in list(changes) if key in store}
     fields = {"model": {"name": "small"}, "hooks": HOOKS, "data": {"path": "small.txt"}} | changes
-    return Plan.make(token_store, StoreConfig(**store), capture="huggingface", device_kind="cpu", **fields)
+    return Plan.make(token_store, StoreConfig(**store), capture="huggingface", device_kind="cpu", threads=2, **fields)
+
+
+def big(**changes: object) -> Plan:
+    """A plan of a hundred thousand contexts, whose token store need not be there."""
+    fields: dict[str, object] = {
+        "token_store": "00ff",
+        "contexts": 100_000,
+        "held_out_contexts": 500,
+        "context_size": 128,
+        "model": {"name": "m", "dtype": "float32"},
+        "hooks": {"blocks.2.hook_resid_post": 128},
+        "capture": "huggingface",
+        "device_kind": "cpu",
+        "threads": 2,
+        "dtype": "bfloat16",
+        "tokens": 12_000_000,
+        "shard_tokens": 65_536,
+        "shuffle_tokens": 262_144,
+        "block_rows": {"blocks.2.hook_resid_post": 512},
+        "batch_prompts": 32,
+        "seed": 0,
+        "data": {"path": "a.txt"},
+    }
+    return Plan(**(fields | changes))  # type: ignore[arg-type]
 
 
 def activations(contexts: np.ndarray, width: int) -> torch.Tensor:
@@ -79,3 +105,10 @@ def files(folder: Path) -> dict[str, bytes]:
     """Read every file of a store except the lock."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def left_behind(path: Path, host: str = "") -> Path:
+    """Name a temporary file of a process that has ended, here or on another machine."""
+    hidden = durable.temporary(path)
+    mine = f"{processes.host()}-{os.getpid()}-"
+    return hidden.with_name(hidden.name.replace(mine, f"{host or processes.host()}-999999999-"))

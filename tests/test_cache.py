@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +16,12 @@ import numpy as np
 import pytest
 import small_models
 import torch
-from small_store import files
+from small_store import files, left_behind
 
-from saepipe import cache as verb
+from saepipe import projection
 from saepipe.cache import cache
 from saepipe.config import CacheConfig, DataConfig, ModelConfig, RunConfig, StoreConfig
 from saepipe.demo import MODEL_DIR
-from saepipe.durable import temporary
 from saepipe.errors import UserError
 from saepipe.language_model import LanguageModel
 from saepipe.lock import hold
@@ -34,7 +34,7 @@ TEXTS = [" ".join(small_models.WORDS[number % 7 :]) + f" {number}" for number in
 @pytest.fixture(autouse=True, scope="module")
 def _short_timing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verb, "_TIMING_S", 0.01)
+        patch.setattr(projection, "_TIMING_S", 0.01)
         yield
 
 
@@ -110,9 +110,9 @@ def test_sigkill_and_again_gives_the_same_bytes(inputs: Path, finished: Path, tm
         "import sys, time\n"
         "sys.path[:0] = sys.argv[1].split(':')\n"
         "from pathlib import Path\n"
-        "from saepipe import cache as verb, store\n"
+        "from saepipe import cache as verb, projection, store\n"
         "from test_cache import configured\n"
-        "verb._TIMING_S = 0.01\n"
+        "projection._TIMING_S = 0.01\n"
         "write = store.Store.write\n"
         "store.Store.write = lambda *a, **k: (print('writing', flush=True), time.sleep(0.05), write(*a, **k))\n"
         "verb.cache(configured(Path(sys.argv[2]), Path(sys.argv[3])))\n"
@@ -162,7 +162,7 @@ def test_projection_is_near_the_truth(inputs: Path, tmp_path: Path) -> None:
 
 
 def test_shuffle_that_the_memory_cannot_hold(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "_memory_bytes", lambda: 200_000.0)
+    monkeypatch.setattr(projection, "memory_bytes", lambda: 200_000.0)
     with pytest.raises(UserError, match=r"store.shuffle_tokens=1024 needs .* GB of memory .* halve it"):
         cache(configured(inputs, tmp_path / "store"))
     cache(configured(inputs, tmp_path / "store", shuffle_tokens=256))
@@ -170,7 +170,7 @@ def test_shuffle_that_the_memory_cannot_hold(inputs: Path, tmp_path: Path, monke
 
 def test_store_that_the_disk_cannot_hold(inputs: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"needs .* GB more and its disk has .* try store.tokens=\d+, store.dtype=bfloat16"
+        UserError, match=r"needs .* GB more and its disk has .* try store.tokens=\d+, store.dtype=int8"
     ):
         cache(configured(inputs, tmp_path / "store", tokens=10**15))
     assert not (tmp_path / "store").exists()
@@ -193,13 +193,23 @@ def test_folder_of_another_plan(inputs: Path, finished: Path, change: dict[str, 
     assert files(finished) == before
 
 
-def test_second_process_is_told_who_is_there(inputs: Path, tmp_path: Path) -> None:
-    with (
-        hold(tmp_path, key="store.dir"),
-        pytest.raises(UserError, match=rf"store.dir={tmp_path} is in use by process {os.getpid()}"),
-    ):
-        cache(configured(inputs, tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+def test_second_process_waits_for_the_first_ones_tokens(
+    inputs: Path, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    first = threading.Thread(target=lambda: hold_for_a_while(tmp_path / "store"))
+    first.start()
+    while not (tmp_path / "store" / ".lock").exists():
+        time.sleep(0.01)
+    cache(configured(inputs, tmp_path / "store"))
+    first.join()
+    assert f"store.dir={tmp_path / 'store'}: waiting for process {os.getpid()} on" in caplog.text
+    assert files(tmp_path / "store") == files(finished)
+
+
+def hold_for_a_while(folder: Path) -> None:
+    with hold(folder, key="store.dir"):
+        time.sleep(2)
 
 
 def test_folder_of_something_else(inputs: Path, tmp_path: Path) -> None:
@@ -253,7 +263,7 @@ def test_goes_on_after_a_kill_while_the_plan_was_written(inputs: Path, finished:
     folder = tmp_path / "store"
     shutil.copytree(finished / "tokens", folder / "tokens")
     (folder / ".lock").touch()
-    temporary(folder / "plan.json").write_text("half of it")
+    left_behind(folder / "plan.json").write_text("half of it")
     cache(configured(inputs, folder))
     assert files(folder) == files(finished)
 

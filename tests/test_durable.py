@@ -1,8 +1,10 @@
 import errno
+import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from small_store import left_behind
 
 from saepipe import durable
 from saepipe.errors import UserError
@@ -33,33 +35,37 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> No
 
 def test_stale_temporary_files_and_only_they_are_removed(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
-    stale = [durable.temporary(tmp_path / "a.bin"), durable.temporary(tmp_path / "deep" / "b.json")]
+    stale = [left_behind(tmp_path / "a.bin"), left_behind(tmp_path / "deep" / "b.json")]
     kept = [tmp_path / name for name in ("a.tmp", ".hidden.tmp", ".lock", "deep/.b.0123.tmp")]
+    kept += [durable.temporary(tmp_path / "at_work.bin"), left_behind(tmp_path / "a.bin", host="0123abcd")]
     for path in stale + kept:
         path.write_bytes(b"x")
     assert durable.remove_stale(tmp_path) == 2
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
 
 
-def test_every_changed_character_of_a_sealed_document_is_noticed_or_harmless(tmp_path: Path) -> None:
+def test_files_from_another_machine_are_stale_after_an_hour(tmp_path: Path) -> None:
+    paths = [left_behind(tmp_path / name, host="0123abcd") for name in ("new.bin", "old.bin")]
+    for path in paths:
+        path.write_bytes(b"x")
+    os.utime(paths[1], (0, paths[1].stat().st_mtime - 4000))
+    assert durable.remove_stale(tmp_path) == 1
+    assert list(tmp_path.iterdir()) == [paths[0]]
+
+
+def test_every_changed_byte_of_a_sealed_document_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     document = {"name": "a", "list": [1, 2.5], "nothing": None}
     digest = durable.write_sealed(path, document)
     assert digest == durable.seal(document) == durable.seal(dict(reversed(document.items())))
     content = path.read_bytes()
-    for i in range(len(content)):
-        path.write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :])
-        outcome: Any
-        try:
-            outcome = durable.read_sealed(path, cure="do this")
-        except UserError as error:
-            outcome = str(error)
-        expected = f"{path} is damaged (its content does not match its own hash); do this"
-        assert outcome in (document, expected)  # the document where a space became another
-    for damaged in (b"", content[:-20], b"\0" * len(content), b"[]", b"{}", b"[" * 100_000):
-        path.write_bytes(damaged)
-        with pytest.raises(UserError, match="is damaged"):
-            durable.read_sealed(path, cure="do this")
+    changed = [bytes([*content[:i], new, *content[i + 1 :]]) for i in range(len(content)) for new in b"\0 \n\t0\xff"]
+    others = (b"", content[:-20], b"\0" * len(content), b"[]", b"{}", b"[" * 100_000, content + b"\n")
+    for damaged in (*changed, *others):
+        if damaged != content:
+            path.write_bytes(damaged)
+            with pytest.raises(UserError, match=r"plan.json is damaged \(its content does not match its own hash"):
+                durable.read_sealed(path, cure="do this")
 
 
 def test_golden_seal() -> None:

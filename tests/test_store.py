@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_store import CONTEXT_SIZE, HOOKS, activations, build, files, make_plan, make_tokens, row_numbers
+from small_store import CONTEXT_SIZE, HOOKS, activations, build, files, left_behind, make_plan, make_tokens, row_numbers
 
-from saepipe.durable import read_sealed, temporary, write_sealed
+from saepipe.durable import read_sealed, write_sealed
 from saepipe.errors import UserError
 from saepipe.groups import GroupWriter
 from saepipe.store import Store
@@ -140,7 +140,11 @@ def test_an_incomplete_store_says_how_far_it_is(folder: Path, reference: Store) 
 
 def test_writing_a_shard_makes_the_store_incomplete_until_it_is_verified(folder: Path, reference: Store) -> None:
     store = Store.open(folder)
-    store.write(HOOK, 2, torch.cat([store.read_block(HOOK, 2, block) for block in (0, 1)]))
+    rows = torch.cat([store.read_block(HOOK, 2, block) for block in (0, 1)])
+    store.write(HOOK, 2, rows)
+    assert store.complete  # nothing has changed
+    store.write(HOOK, 2, rows + 1)
+    store.write(HOOK, 2, rows)
     assert not store.complete
     with pytest.raises(UserError, match="but not verified"):
         store.statistics(HOOK)
@@ -198,9 +202,10 @@ def test_opening_misses_a_shard(folder: Path, name: str, fault: str) -> None:
 def test_reading_notices_damage_and_the_cure_works(folder: Path, reference: Store) -> None:
     shard, record = (folder / HOOK / f"000004.{suffix}" for suffix in ("safetensors", "json"))
     content = shard.read_bytes()
-    shard.write_bytes(b"\0" * len(content))
+    shard.write_bytes(content[:4096] + b"\0" * (len(content) - 4096))
     store = Store.open(folder)
-    with pytest.raises(UserError, match=re.escape(f"{shard} is damaged: block 0 does not match its hash; delete ")):
+    cure = f"write it again with `python -m saepipe.shards repair {folder}`"
+    with pytest.raises(UserError, match=re.escape(f"{shard} is damaged: block 0 does not match its hash; {cure}")):
         store.read_block(HOOK, 4, 0)
     with pytest.raises(UserError, match=re.escape(f"{shard} does not match the hash in its record")):
         store.finalise()
@@ -394,7 +399,7 @@ def test_of_two_processes_on_one_store_one_is_told_of_the_other(
 
 def test_stale_temporary_files_are_gone_after_the_next_run(folder: Path, reference: Store) -> None:
     for name in ("plan.json", "tokens/train.ids", f"{HOOK}/000001.safetensors"):
-        temporary(folder / name).write_bytes(b"half of it")
+        left_behind(folder / name).write_bytes(b"half of it")
     assert files(folder) != files(reference.folder)
     build(folder)
     assert files(folder) == files(reference.folder)

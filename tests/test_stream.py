@@ -20,7 +20,7 @@ from saepipe.errors import UserError
 from saepipe.lock import hold
 from saepipe.order import Blocks, Order
 from saepipe.permutation import derive_key
-from saepipe.shards import DTYPES
+from saepipe.shard import DTYPES
 from saepipe.store import Store
 from saepipe.stream import Stream
 
@@ -113,8 +113,8 @@ def test_rows_of_every_size_arrive_whole(tmp_path: Path, dtype: str, width: int)
 
 def test_the_key_is_the_one_in_the_definition(store: Store) -> None:
     stream = Stream(store, make_config(seed=3), exclude_special_tokens=True)
-    key = derive_key("stream", store.plan.identity, HOOK, 3, 960, 3000, 24, 1)
-    blocks = Blocks.of(store, HOOK, exclude_special_tokens=True)
+    key = derive_key("stream", store.plan.identity, HOOK, "", 3, 960, 3000, 24, "special=out")
+    blocks = Blocks.of(store.plan, [HOOK], store.ordinary)
     order = Order(blocks, key, lanes=24, batch_tokens=960, window_tokens=3000)
     for batch in (0, stream.batches_per_epoch):
         np.testing.assert_array_equal(stream.rows_of(batch), order.rows_of(batch))

@@ -11,7 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from saepipe.errors import UserError
-from saepipe.shards import Record, ShardReader, verify, write_shard
+from saepipe.record import Record
+from saepipe.shard import ShardReader, verify
+from saepipe.shard_writer import write_shard
 
 PLAN, BLOCK_ROWS = "ab" * 32, 16
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -23,13 +25,17 @@ def rows(n: int = 50, width: int = 5, dtype: torch.dtype = torch.bfloat16, seed:
 
 def write(root: Path, activations: torch.Tensor, place: str = "hook/000000", **changes: object) -> Record:
     ordinary = np.arange(len(activations)) % 8 != 0
-    return write_shard(
-        root, place, activations, **({"ordinary": ordinary, "plan": PLAN, "block_rows": BLOCK_ROWS} | changes)
-    )  # type: ignore[arg-type]
+    dtype = str(activations.dtype).removeprefix("torch.")
+    options = {"ordinary": ordinary, "plan": PLAN, "block_rows": BLOCK_ROWS, "dtype": dtype} | changes
+    return write_shard(root, place, activations, **options)  # type: ignore[arg-type]
+
+
+def open_reader(root: Path, record: Record, width: int = 5, dtype: str = "bfloat16") -> ShardReader:
+    return ShardReader(root, record, width=width, dtype=dtype, block_rows=BLOCK_ROWS)
 
 
 def read(root: Path, record: Record, like: torch.Tensor) -> torch.Tensor:
-    reader = ShardReader(root, record, block_rows=BLOCK_ROWS)
+    reader = open_reader(root, record, like.shape[1], str(like.dtype).removeprefix("torch."))
     blocks = []
     for block in range(len(record.blocks)):
         buffer = torch.empty(BLOCK_ROWS, like.shape[1], dtype=like.dtype)
@@ -142,7 +148,7 @@ def test_threads_read_one_shard_at_once(tmp_path: Path, preadv: bool, monkeypatc
         monkeypatch.delattr(os, "preadv")
     activations = rows(1000, 64)
     record = write(tmp_path, activations)
-    reader = ShardReader(tmp_path, record, block_rows=BLOCK_ROWS)
+    reader = open_reader(tmp_path, record, 64)
 
     def read_one(block: int) -> bool:
         buffer = torch.empty(BLOCK_ROWS, 64, dtype=torch.bfloat16)
@@ -157,8 +163,9 @@ def test_threads_read_one_shard_at_once(tmp_path: Path, preadv: bool, monkeypatc
 
 FAULTS = {
     "flip": "is damaged: block 1 does not match its hash",
-    "zeros": "is damaged: block 0 does not match its hash",
-    "swap": "is damaged: block 0 does not match its hash",
+    "zeros": "is damaged: its header is not the one that was written",
+    "header flip": "is damaged: its header is not the one that was written",
+    "swap": "is damaged: its header is not the one that was written",
     "cut": f"has {4096 + 50 * 14 - 1} bytes instead of {4096 + 50 * 14}",
     "longer": f"has {4096 + 50 * 14 + 1} bytes instead of {4096 + 50 * 14}",
     "deleted": "cannot be read (No such file or directory)",
@@ -177,7 +184,7 @@ def inflict(fault: str, folder: Path) -> None:
     path = record if fault.startswith("record") else shard
     content = path.read_bytes()
     if fault.endswith("flip"):
-        at = 4096 + 16 * 10 if path is shard else content.index(b'"rows": 50') + 8
+        at = 4000 if fault == "header flip" else 4096 + 16 * 10 if path is shard else content.index(b'"rows": 50') + 8
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     elif fault.endswith("zeros"):
         path.write_bytes(b"\0" * len(content))
@@ -206,9 +213,7 @@ def test_a_reader_names_the_shard_the_fault_and_the_cure(tmp_path: Path, fault: 
     with pytest.raises(UserError, match=re.escape(FAULTS[fault])) as error:
         read(tmp_path, Record.load(tmp_path, "hook/000000", PLAN), rows())
     assert str(tmp_path / "hook" / "000000.") in str(error.value)
-    assert "; delete 000000.safetensors and 000000.json there, then run the same `python -m saepipe.cache`" in str(
-        error.value
-    )
+    assert str(error.value).endswith(f"; write it again with `python -m saepipe.shards repair {tmp_path}`")
 
 
 def test_verify_notices_a_change_in_every_part_of_the_file(tmp_path: Path) -> None:
@@ -223,7 +228,7 @@ def test_verify_notices_a_change_in_every_part_of_the_file(tmp_path: Path) -> No
 
 def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
     record = write(tmp_path, rows())
-    reader = ShardReader(tmp_path, record, block_rows=BLOCK_ROWS)
+    reader = open_reader(tmp_path, record)
     os.truncate(tmp_path / "hook" / "000000.safetensors", 4096 + 200)
     buffer = torch.empty(BLOCK_ROWS, 5, dtype=torch.bfloat16)
     assert reader.read_into(0, buffer) == BLOCK_ROWS
@@ -238,6 +243,6 @@ def test_a_reader_closes_its_file(tmp_path: Path) -> None:
         pytest.skip("needs /proc to count open files")
     before = len(list(descriptors.iterdir()))
     for _ in range(5):
-        ShardReader(tmp_path, record, block_rows=BLOCK_ROWS)
+        open_reader(tmp_path, record)
     assert len(list(descriptors.iterdir())) == before
     shutil.rmtree(tmp_path / "hook")

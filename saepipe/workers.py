@@ -1,0 +1,135 @@
+"""The processes that make one store together: which of them this is, and those that it starts on its own machine.
+
+They share nothing but the store's folder (`saepipe.claims`), so they may come and go, on any number of machines.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from saepipe.errors import UserError
+
+_PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process among those that were started to do the same work."""
+
+    index: int = 0
+    """Its number among all: where it begins, so that no two begin at the same place."""
+    count: int = 1
+    """How many there are, as far as it knows."""
+    local_rank: int = 0
+    """Its number on this machine: which GPUs are its own."""
+
+    @classmethod
+    def here(cls, environment: Mapping[str, str]) -> "Worker":
+        """Read which process this is from what SLURM (`srun`, array jobs) or `torchrun` tell it.
+
+        Args:
+            environment: The process' environment variables.
+        """
+
+        def number(name: str, default: int) -> int:
+            value = environment.get(name, "")
+            return int(value) if value.isdecimal() else default
+
+        if "LOCAL_RANK" in environment:  # torchrun
+            step = (number("RANK", 0), number("WORLD_SIZE", 1), number("LOCAL_RANK", 0))
+        else:
+            step = (number("SLURM_PROCID", 0), number("SLURM_STEP_NUM_TASKS", 1), number("SLURM_LOCALID", 0))
+        index, count, local_rank = step
+        first, stride = number("SLURM_ARRAY_TASK_MIN", 0), number("SLURM_ARRAY_TASK_STEP", 1)
+        task = (number("SLURM_ARRAY_TASK_ID", first) - first) // stride
+        return cls(task * count + index, count * number("SLURM_ARRAY_TASK_COUNT", 1), local_rank)
+
+    def split(self, workers: int) -> list["Worker"]:
+        """Return the workers that this one becomes when it starts others on its machine, itself first."""
+        return [
+            Worker(self.index * workers + i, self.count * workers, self.local_rank * workers + i)
+            for i in range(workers)
+        ]
+
+
+@contextmanager
+def started(work: Callable[[Any, Worker], object], config: object, helpers: list[Worker]) -> Iterator[None]:
+    """Have helpers work while the block runs, and wait for them after it.
+
+    A helper that dies is no error: what it had claimed is free again, and the others do it. They end with this process,
+    however it ends.
+
+    Args:
+        work: What each helper does: an importable function of the configuration and the helper's `Worker`.
+        config: The configuration.
+        helpers: Which workers they are.
+
+    Raises:
+        UserError: A helper's work raised one.
+    """
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    processes: list[SpawnProcess] = []
+    pipes: list[multiprocessing.connection.Connection] = []
+    # They share the processor's cores: threads that wait must not spin on them
+    kept = os.environ.get("OMP_WAIT_POLICY")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        for helper in helpers:
+            mine, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_run, args=(work, config, helper, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            pipes.append(mine)
+    finally:
+        if kept is None:
+            del os.environ["OMP_WAIT_POLICY"]
+    try:
+        yield
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(_PATIENCE_S)
+    for pipe in pipes:
+        if pipe.poll():
+            try:
+                raise UserError(pipe.recv())
+            except EOFError:  # died without a word
+                continue
+
+
+def _run(
+    work: Callable[[Any, Worker], object],
+    config: object,
+    helper: Worker,
+    errors: "multiprocessing.connection.Connection",
+) -> None:
+    """Do a helper's work in its own process."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    try:
+        work(config, helper)
+    except UserError as error:
+        errors.send(str(error))
+    except KeyboardInterrupt:  # which the parent tells of
+        os._exit(130)
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
+def alone(config: Any) -> Any:
+    """Return a configuration whose process starts no others."""
+    return replace(config, cache=replace(config.cache, workers=1))
