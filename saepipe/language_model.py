@@ -1,33 +1,27 @@
 """A language model that is read at its hook points, and run with some of them changed."""
 
 import copy
-import hashlib
-import json
+import difflib
 import logging
-import struct
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saepipe import activations, hub
+from saepipe import activations, placement
 from saepipe.activations import BridgeHooks, HookFunction, Hooks, HuggingFaceHooks
 from saepipe.config import ModelConfig
-from saepipe.demo import MODEL_DIR
-from saepipe.errors import UserError, explained_memory, unknown
+from saepipe.errors import UserError, unknown
+from saepipe.pretrained import Pretrained
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
-_SAMPLE_BYTES = 4096
 _LEAVES = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 """The last parts of well-known hook names: a near miss of one of them is a typing error."""
 
@@ -41,20 +35,15 @@ class LanguageModel:
     Use `open`. So a mistyped hook or a missing column costs no download and no loading.
     """
 
-    def __init__(self, config: ModelConfig, source: str, device: torch.device) -> None:
-        """Read the configuration and the tokenizer from a folder or a hub id."""
+    def __init__(self, config: ModelConfig, files: Pretrained, device: torch.device) -> None:
+        """Take the files of a model, and the device to run it on."""
         self.config = config
-        self.source = source
-        """Folder or hub id that everything is loaded from."""
-        self.device = device
         self.name = config.name
-        self.dtype: torch.dtype = getattr(torch, config.dtype)
-        self._options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-        self._config = self._read_config()
-        self._refuse_other_kinds()
-        self.tokenizer = self._read_tokenizer()
-        with self._loading("no readable config.json"):
-            self._places = activations.huggingface_places(self._text_config)
+        self.device = device
+        self.tokenizer = files.tokenizer
+        self._files = files
+        with files.explained("no readable config.json"):
+            self._places = activations.huggingface_places(files.text_config)
 
     @classmethod
     def open(cls, config: ModelConfig) -> "LanguageModel":
@@ -67,37 +56,25 @@ class LanguageModel:
             UserError: The model is missing, out of reach, gated or no causal language model, a hook is unknown, or the
                 device is not there.
         """
-        device = _device(config.device)
-        if config.revision is not None and (config.name == "demo" or hub.local(config.name) is not None):
-            raise UserError(
-                f"model.revision={config.revision} has no meaning for model.name={config.name}, which is not on the "
-                "hub; leave model.revision out"
-            )
-        if config.name == "demo":
-            source = str(MODEL_DIR)
-        elif (folder := hub.local(config.name)) is not None:
-            source = str(folder)
-        else:
-            source = config.name
-            hub.check(source, "model", config.revision, key="model.name")
-        model = cls(config, source, device)
+        device = placement.device(config.device)
+        model = cls(config, Pretrained.open(config), device)
         model.check_hooks(config.hooks)
         return model
 
     @property
     def n_layers(self) -> int:
         """Number of decoder blocks."""
-        return self._text_config.num_hidden_layers
+        return self._files.text_config.num_hidden_layers
 
     @property
     def context_limit(self) -> int | None:
         """Most tokens in a context; None where the architecture has no limit."""
-        return getattr(self._text_config, "max_position_embeddings", None)
+        return getattr(self._files.text_config, "max_position_embeddings", None)
 
     @property
     def vocab_size(self) -> int:
         """Number of token ids that the model knows."""
-        return self._text_config.vocab_size
+        return self._files.text_config.vocab_size
 
     @property
     def capture_path(self) -> str:
@@ -105,23 +82,10 @@ class LanguageModel:
         plain = not self.config.compatibility_mode and all(hook in self._places for hook in self.config.hooks)
         return "huggingface" if plain else "bridge"
 
-    @cached_property
+    @property
     def identity(self) -> dict[str, Any]:
         """What decides the activations, for a store's plan: another identity may give other values."""
-        folder = Path(self.source)
-        with self._loading("damaged weights"):
-            weights = _fingerprint(folder) if folder.is_dir() else None
-        return {
-            "name": self.name if self.name == "demo" else self.source,
-            "revision": getattr(self._config, "_commit_hash", None) or self.config.revision,
-            "weights": weights,
-            "dtype": self.config.dtype,
-            "compatibility_mode": self.config.compatibility_mode,
-        }
-
-    def hooks(self) -> list[str]:
-        """List the hook names that are served on this model's capture path."""
-        return list(self._places) if self.capture_path == "huggingface" else self._hooks.names
+        return self._files.identity
 
     def check_hooks(self, names: Sequence[str]) -> None:
         """Refuse hook names that the model does not have, before the weights are loaded where that can be told.
@@ -162,9 +126,9 @@ class LanguageModel:
     def width(self, hook: str) -> int:
         """Return the width of a hook's activations (of all heads together, where it has heads)."""
         if hook in self._places:
-            return self._text_config.hidden_size
+            return self._files.text_config.hidden_size
         # A length unlike the number of heads, so that an attention pattern cannot pass for [batch, seq, d].
-        seq = min(self._text_config.num_attention_heads + 1, self.context_limit or 2**31)
+        seq = min(self._files.text_config.num_attention_heads + 1, self.context_limit or 2**31)
         ids = torch.zeros(1, seq, dtype=torch.int64)
         return self.capture(ids, [hook])[hook].shape[-1]
 
@@ -202,119 +166,28 @@ class LanguageModel:
         assert logits is not None
         return logits
 
-    @property
-    def _text_config(self) -> "PretrainedConfig":
-        return self._config.get_text_config()
-
-    def _read_config(self) -> "PretrainedConfig":
-        from transformers import AutoConfig
-
-        with self._loading("no readable config.json"):
-            return AutoConfig.from_pretrained(self.source, **self._options)
-
-    def _refuse_other_kinds(self) -> None:
-        """Refuse what transformers would not load as a language model, or would let attend to the tokens ahead."""
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
-
-        config, kind = self._config, type(self._config)
-        own_code = self.config.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-        decodes = getattr(config, "is_decoder", False) or config.is_encoder_decoder
-        encoder = kind in MODEL_FOR_MASKED_LM_MAPPING and not decodes
-        if not own_code and (kind not in MODEL_FOR_CAUSAL_LM_MAPPING or encoder):
-            raise UserError(
-                f"model.name={self.name} is no causal language model (its config.json describes "
-                f"{'an encoder, ' if encoder else ''}model_type={config.model_type}); give one such as GPT-2 or Llama"
-            )
-
-    def _read_tokenizer(self) -> "PreTrainedTokenizerBase":
-        from transformers import AutoTokenizer
-
-        with self._loading("no readable tokenizer (save one there with save_pretrained)"):
-            tokenizer = AutoTokenizer.from_pretrained(self.source, **self._options)
-            # transformers makes up an empty one without files
-            if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:
-                raise ValueError("its vocabulary is empty")
-        return tokenizer
-
     @cached_property
     def _hooks(self) -> Hooks:
         """Load the weights."""
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging as transformers_logging
-
-        if not sys.stderr.isatty():  # its bar over the weights is nothing for a log
-            transformers_logging.disable_progress_bar()
-        with self._loading("no weights of a causal language model that fit its config.json"):
-            model, found = AutoModelForCausalLM.from_pretrained(
-                self.source, config=self._config, dtype=self.dtype, output_loading_info=True, **self._options
-            )
-            if missing := sorted(found["missing_keys"]):  # transformers would make them up at random
-                raise UserError(
-                    f"model.name={self.name} lacks {len(missing)} of the model's weights, e.g. {missing[0]}; give a "
-                    "folder that save_pretrained wrote"
-                )
-            model = model.to(self.device).eval().requires_grad_(False)
+        model = self._files.load(self.device)
+        with self._files.explained("no architecture that its hooks can read"):
             return HuggingFaceHooks(model) if self.capture_path == "huggingface" else self._bridge(model)
 
-    def _bridge(self, model: Any) -> BridgeHooks:
+    def _bridge(self, model: "PreTrainedModel") -> BridgeHooks:
         from transformer_lens.model_bridge import TransformerBridge
 
         log.info("model.hooks or model.compatibility_mode need the TransformerLens bridge, the slower capture path")
         tokenizer = copy.deepcopy(self.tokenizer)  # the bridge gives it a padding token
         bridge = TransformerBridge.boot_transformers(
-            self.source, hf_model=model, tokenizer=tokenizer, dtype=self.dtype, device=str(self.device)
+            self._files.source, hf_model=model, tokenizer=tokenizer, dtype=self._files.dtype, device=str(self.device)
         )
         if self.config.compatibility_mode:
             bridge.enable_compatibility_mode(disable_warnings=True)
         return BridgeHooks(bridge)
 
-    @contextmanager
-    def _loading(self, what: str) -> Iterator[None]:
-        """Word whatever transformers, safetensors, torch or a model's own code raise at what they cannot read.
-
-        Args:
-            what: What the model has then.
-        """
-        try:
-            with explained_memory(f"loading model.name={self.name}", model__dtype="bfloat16"):
-                yield
-        except UserError:
-            raise
-        except Exception as error:
-            raise self._unusable(error, what) from error
-
-    def _unusable(self, error: Exception, what: str) -> UserError:
-        """Word a loading error."""
-        if "trust_remote_code" in str(error) and not self.config.trust_remote_code:
-            return UserError(
-                f"model.name={self.name} brings its own code; set model.trust_remote_code=true if you trust it"
-            )
-        if hub.offline() and not Path(self.source).exists():
-            return hub.out_of_reach(self.name, "model", hub.fault(error), key="model.name")
-        return UserError(f"model.name={self.name} has {what}; give another Hugging Face model ({hub.fault(error)})")
-
-
-def _device(name: str) -> torch.device:
-    """Find the device, or say why it cannot be had."""
-    if name == "auto":
-        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(best)
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"model.device={name} is no device; give auto, cpu, cuda, cuda:1 or mps") from None
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= there.get(device.type, 0):
-        raise UserError(
-            f"model.device={name} is not on this machine, which has {there['cuda']} CUDA devices; try model.device=auto"
-        )
-    return device
-
 
 def _near_miss(leaf: str) -> bool:
     """Tell a mistyped hook name from one that only the bridge knows."""
-    import difflib
-
     return leaf not in _LEAVES and bool(difflib.get_close_matches(leaf, _LEAVES, n=1, cutoff=0.85))
 
 
@@ -346,27 +219,3 @@ def _mid_functions(hook: str, edit: Edit) -> dict[str, HookFunction]:
         f"{block}hook_resid_pre": before.append,
         f"{block}hook_attn_out": lambda added: edit(before[0] + added) - before[0],
     }
-
-
-def _fingerprint(folder: Path) -> str:
-    """Hash a model folder: the configuration, and of every weight its name, shape, first and last 4 KiB.
-
-    Reading all of a large model would take as long as loading it; training a model changes both ends of its weights.
-    """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            if size > path.stat().st_size:
-                raise ValueError(f"{path.name} is damaged")
-            header = file.read(size)
-            digest.update(header)
-            for name, tensor in sorted(json.loads(header).items()):
-                if name != "__metadata__":
-                    begin, end = tensor["data_offsets"]
-                    for place in (begin, max(begin, end - _SAMPLE_BYTES)):
-                        file.seek(8 + size + place)
-                        digest.update(file.read(min(end - place, _SAMPLE_BYTES)))
-    for path in sorted(folder.glob("*.bin")):
-        digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
-    return digest.hexdigest()

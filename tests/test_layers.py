@@ -47,6 +47,8 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "saes": (1, {"torch", "jaxtyping"}),
     "saes.*": (1, {"torch", "jaxtyping"}),
     "activations": (2, TENSORS | {"transformers", "transformer_lens"}),
+    "placement": (1, {"torch"}),
+    "pretrained": (1, {"torch", "transformers"}),
     "language_model": (2, TENSORS | {"transformers", "transformer_lens"}),
     "order": (2, {"numpy", "jaxtyping"}),
     "stream": (2, TENSORS),
