@@ -48,7 +48,8 @@ class ModelConfig:
     name: str = "demo"
     """Hub id, local Hugging Face folder, or `demo` (the model that ships with saepipe)."""
     hooks: list[str] = field(default_factory=lambda: ["blocks.2.hook_resid_post"])
-    """TransformerLens names of the hook points to cache, all from one forward pass."""
+    """Hook points to cache, all from one forward pass: TransformerLens names, or paths of modules such as
+    `model.layers.5.mlp` for their output, with `.input` behind for their input."""
     dtype: str = "float32"
     """Type that the model computes in: float32, bfloat16 or float16."""
     device: str = "auto"

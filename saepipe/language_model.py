@@ -1,7 +1,6 @@
 """A language model that is read at its hook points, and run with some of them changed."""
 
 import copy
-import difflib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saepipe import activations, placement
+from saepipe import activations, placement, places
 from saepipe.activations import BridgeHooks, HookFunction, Hooks, HuggingFaceHooks
 from saepipe.config import ModelConfig
 from saepipe.errors import UserError, unknown
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-_LEAVES = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
-"""The last parts of well-known hook names: a near miss of one of them is a typing error."""
 
 Edit = Callable[[Tensor], Tensor]
 """Receives a hook point's activations [batch, seq, d] and returns their replacement."""
@@ -43,7 +39,7 @@ class LanguageModel:
         self.tokenizer = files.tokenizer
         self._files = files
         with files.explained("no readable config.json"):
-            self._places = activations.huggingface_places(files.text_config)
+            self._listed = places.listed(files.text_config)
 
     @classmethod
     def open(cls, config: ModelConfig) -> "LanguageModel":
@@ -79,8 +75,8 @@ class LanguageModel:
     @property
     def capture_path(self) -> str:
         """`huggingface` where hooks on the plain model serve every hook asked for, else `bridge` (slower)."""
-        plain = not self.config.compatibility_mode and all(hook in self._places for hook in self.config.hooks)
-        return "huggingface" if plain else "bridge"
+        served = all(hook in self._listed or self._is_path(hook) for hook in self.config.hooks)
+        return "huggingface" if served and not self.config.compatibility_mode else "bridge"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -91,25 +87,50 @@ class LanguageModel:
         """Refuse hook names that the model does not have, before the weights are loaded where that can be told.
 
         Raises:
-            UserError: Names the close matches.
+            UserError: Names the close matches, or says which names do not go together.
         """
+        others = [name for name in names if name not in self._listed]
+        for name in others:
+            self._check_name(name)
+        paths = [name for name in others if self._is_path(name)]
+        bridged = [name for name in others if name not in paths]
+        if paths and self.config.compatibility_mode:
+            raise UserError(
+                f"model.hooks={paths[0]} is the path of a module, which model.compatibility_mode=true changes; "
+                "give TransformerLens' name of the place, or model.compatibility_mode=false"
+            )
+        if paths and bridged:
+            raise UserError(
+                f"model.hooks={bridged[0]} needs the TransformerLens bridge, where modules have other paths than "
+                f"{paths[0]}; cache the two into stores of their own"
+            )
+        for name in paths if self._files.skeleton is None else bridged:
+            if name not in self._hooks.names:
+                raise unknown("model.hooks", name, [*self._listed, *self._hooks.names])
+
+    def _check_name(self, name: str) -> None:
+        """Refuse what can be told to be a mistake without the weights."""
         blocks = [str(block) for block in range(self.n_layers)]
-        for name in names:
-            if name in self._places:
-                continue
-            block = name.split(".")[1] if name.startswith("blocks.") else ""
-            if block.isdecimal() and block not in blocks:
-                raise UserError(
-                    f"model.hooks={name} names block {block} of a model with {self.n_layers}; the last is "
-                    f"{name.replace(block, str(self.n_layers - 1), 1)}"
-                )
-            if (block and block not in blocks) or _near_miss(name.rsplit(".")[-1]):
-                raise unknown("model.hooks", name, self._places)
-        others = [name for name in names if name not in self._places]
-        if others or self.config.compatibility_mode:
-            for name in others:
-                if name not in self._hooks.names:
-                    raise unknown("model.hooks", name, self._hooks.names)
+        block = name.split(".")[1] if name.startswith("blocks.") else ""
+        if block.isdecimal() and block not in blocks:
+            raise UserError(
+                f"model.hooks={name} names block {block} of a model with {self.n_layers}; the last is "
+                f"{name.replace(block, str(self.n_layers - 1), 1)}"
+            )
+        strange = (block and block not in blocks) or places.mistyped(name)
+        if strange or not (self._is_path(name) or _is_bridge_name(name)):
+            raise unknown("model.hooks", name, [*self._listed, *places.paths(self._modules)])
+
+    def _is_path(self, name: str) -> bool:
+        """Say whether a name that is not listed is a module's path, as far as that can be told without the weights."""
+        if self._files.skeleton is None:
+            return not _is_bridge_name(name)
+        return places.find(name, {}, self._modules) is not None
+
+    @cached_property
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        """The model's modules by path, where they are known without the weights."""
+        return dict(self._files.skeleton.named_modules()) if self._files.skeleton is not None else {}
 
     def check_context(self, context_size: int) -> None:
         """Refuse contexts that are longer than the model can read.
@@ -125,12 +146,27 @@ class LanguageModel:
 
     def width(self, hook: str) -> int:
         """Return the width of a hook's activations (of all heads together, where it has heads)."""
-        if hook in self._places:
+        if hook in self._listed and hook.rsplit(".")[-1] in places.RESIDUAL:
             return self._files.text_config.hidden_size
         # A length unlike the number of heads, so that an attention pattern cannot pass for [batch, seq, d].
         seq = min(self._files.text_config.num_attention_heads + 1, self.context_limit or 2**31)
-        ids = torch.zeros(1, seq, dtype=torch.int64)
+        ids = torch.zeros(2, seq, dtype=torch.int64)
+        if (traced := self._traced(ids, hook)) is not None:
+            return _per_token(hook, traced.get(hook), ids).shape[-1]
         return self.capture(ids, [hook])[hook].shape[-1]
+
+    def _traced(self, ids: Int[Tensor, "batch seq"], hook: str) -> dict[str, Tensor] | None:
+        """Capture shapes without weights; None where that cannot be done."""
+        skeleton = self._files.skeleton if self.capture_path == "huggingface" else None
+        if skeleton is None:
+            return None
+        try:
+            return activations.trace(HuggingFaceHooks(skeleton), (len(ids), ids.shape[1]), [hook])
+        except UserError:
+            raise
+        except Exception as error:
+            log.debug("no shape of %s without the weights: %s", hook, error)
+            return None
 
     @torch.inference_mode()
     def capture(self, ids: Int[Tensor, "batch seq"], hooks: Sequence[str]) -> dict[str, Float[Tensor, "batch seq _"]]:
@@ -186,9 +222,9 @@ class LanguageModel:
         return BridgeHooks(bridge)
 
 
-def _near_miss(leaf: str) -> bool:
-    """Tell a mistyped hook name from one that only the bridge knows."""
-    return leaf not in _LEAVES and bool(difflib.get_close_matches(leaf, _LEAVES, n=1, cutoff=0.85))
+def _is_bridge_name(name: str) -> bool:
+    """Tell the bridge's names from modules' paths; which of them there are is only known once it is booted."""
+    return name.rsplit(".")[-1].startswith("hook_")
 
 
 def _per_token(hook: str, found: Tensor | None, ids: Tensor) -> Tensor:
@@ -203,8 +239,11 @@ def _per_token(hook: str, found: Tensor | None, ids: Tensor) -> Tensor:
 
 
 def _joined(hook: str, edit: Edit, ids: Tensor) -> HookFunction:
-    """Show an edit its activations with heads joined, as `capture` does."""
-    return lambda found: edit(_per_token(hook, found, ids)).reshape(found.shape)
+    """Show an edit its activations with heads joined, as `capture` does.
+
+    The model goes on with a copy: it may write in place to what the edit has kept.
+    """
+    return lambda found: edit(_per_token(hook, found, ids)).reshape(found.shape).clone()
 
 
 def _mid_functions(hook: str, edit: Edit) -> dict[str, HookFunction]:

@@ -1,7 +1,9 @@
 """A pretrained language model on disk or on the hub: configuration, tokenizer, and the weights when asked for."""
 
+import copy
 import hashlib
 import json
+import logging
 import struct
 import sys
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ from saepipe.errors import UserError, explained_memory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 _SAMPLE_BYTES = 4096
 
@@ -81,6 +85,20 @@ class Pretrained:
             "dtype": self._wanted.dtype,
             "compatibility_mode": self._wanted.compatibility_mode,
         }
+
+    @cached_property
+    def skeleton(self) -> "PreTrainedModel | None":
+        """The model's modules without weights (on the meta device); None where its code cannot do without them."""
+        from transformers import AutoModelForCausalLM
+
+        try:
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(
+                    copy.deepcopy(self.config), dtype=self.dtype, trust_remote_code=self._wanted.trust_remote_code
+                ).eval()
+        except Exception as error:  # loading will say in words what is wrong, if anything is
+            log.debug("no skeleton of %s: %s", self.name, hub.fault(error))
+            return None
 
     def load(self, device: torch.device) -> "PreTrainedModel":
         """Load the weights, for inference.

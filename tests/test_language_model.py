@@ -10,6 +10,7 @@ import torch
 from saepipe.config import ModelConfig
 from saepipe.errors import UserError
 from saepipe.language_model import LanguageModel
+from saepipe.pretrained import Pretrained
 
 HOOK = "blocks.1.hook_resid_post"
 IDS = torch.randint(2, small_models.VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -128,3 +129,71 @@ def test_mistyped_hook_is_refused_before_the_weights_load(folder: Path, tmp_path
     (tmp_path / "copy" / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"did you mean blocks.1.hook_resid_post"):
         opened(tmp_path / "copy", "blocks.1.hook_resid_pots")
+
+
+PATH = "transformer.h.1.mlp"
+
+
+@pytest.fixture
+def unloadable(folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "model.safetensors").unlink()
+    return tmp_path / "copy"
+
+
+def test_a_modules_path_is_a_hook(folder: Path) -> None:
+    model = opened(folder, f"{PATH}.input", "transformer.h.2", PATH)
+    assert model.capture_path == "huggingface"
+    by_path = model.capture(IDS, ["transformer.h.2", PATH])
+    by_name = model.capture(IDS, ["blocks.2.hook_resid_post", "blocks.1.hook_mlp_out"])
+    for found, expected in zip(by_path.values(), by_name.values(), strict=True):
+        torch.testing.assert_close(found, expected, atol=0, rtol=0)
+    for path, name in (("transformer.h.2", "blocks.2.hook_resid_post"), (PATH, "blocks.1.hook_mlp_out")):
+        edited, expected = (model.logits(IDS, {place: lambda found: found.roll(1, -1)}) for place in (path, name))
+        torch.testing.assert_close(edited, expected, atol=0, rtol=0)
+
+
+def test_an_edit_may_keep_what_it_is_shown(tmp_path: Path) -> None:
+    """Falcon adds the attention's output to the MLP's in place: not to what the edit has kept."""
+    hook = "transformer.h.1.mlp"
+    model = opened(small_models.make(tmp_path, "falcon"), hook)
+    kept: list[torch.Tensor] = []
+    model.logits(IDS, {hook: lambda found: kept.append(found) or found})
+    torch.testing.assert_close(kept[0], model.capture(IDS, [hook])[hook], atol=0, rtol=0)
+
+
+def test_widths_at_paths_need_no_weights(unloadable: Path) -> None:
+    model = opened(unloadable, f"{PATH}.c_proj.input", PATH, "lm_head")
+    assert [model.width(hook) for hook in model.config.hooks] == [128, small_models.WIDTH, small_models.VOCAB]
+    with pytest.raises(UserError, match=r"transformer.wte.input has shape \[2, 5\], not one vector per token"):
+        model.width("transformer.wte.input")
+
+
+@pytest.mark.parametrize(
+    ("hooks", "message"),
+    [
+        (["transformer.h.1.mpl"], r"hooks=transformer.h.1.mpl is not known; did you mean transformer.h.1.mlp, "),
+        (["transformer.h.1.mlp.inputs"], r"did you mean transformer.h.1.mlp.input, "),
+        (["transformer.h.3"], r"did you mean .*transformer.h.2"),
+        (["blocks.1.mlp_out"], r"did you mean blocks.1.hook_mlp_out"),
+        ([PATH, "blocks.1.attn.hook_q"], r"hook_q needs the TransformerLens bridge.* into stores of their own"),
+    ],
+)
+def test_unknown_paths_are_refused_without_weights(unloadable: Path, hooks: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        opened(unloadable, *hooks)
+
+
+def test_a_path_does_not_go_with_compatibility_mode(unloadable: Path) -> None:
+    with pytest.raises(UserError, match=r"is the path of a module, which model.compatibility_mode=true changes; give"):
+        opened(unloadable, PATH, compatibility_mode=True)
+
+
+def test_code_that_needs_its_weights_is_checked_once_they_are_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pretrained, "skeleton", None)
+    model = opened(folder, PATH)
+    assert (model.capture_path, model.width(PATH)) == ("huggingface", small_models.WIDTH)
+    with pytest.raises(UserError, match=r"did you mean transformer.h.1.mlp"):
+        opened(folder, "transformer.h.1.mpl")

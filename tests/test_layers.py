@@ -47,6 +47,7 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "saes": (1, {"torch", "jaxtyping"}),
     "saes.*": (1, {"torch", "jaxtyping"}),
     "activations": (2, TENSORS | {"transformers", "transformer_lens"}),
+    "places": (1, {"transformers"}),
     "placement": (1, {"torch"}),
     "pretrained": (1, {"torch", "transformers"}),
     "language_model": (2, TENSORS | {"transformers", "transformer_lens"}),
