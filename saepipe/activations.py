@@ -62,6 +62,8 @@ class HuggingFaceHooks:
         if place is None:
             raise unknown("hook", name, self.names)
         module = self._module(place)
+        if place.heads:
+            function = _by_head(function, place.heads)
         if place.is_input:
             handle = module.register_forward_pre_hook(_on_input(name, function), with_kwargs=True)
         else:
@@ -83,6 +85,16 @@ class HuggingFaceHooks:
                 f"of {n_blocks} blocks; name a module instead, such as {[*self.modules][-1]}"
             )
         return blocks[place.block].get_submodule(place.module)
+
+
+def _by_head(function: HookFunction, heads: int) -> HookFunction:
+    """Show a function the heads on an axis of their own, as the bridge does."""
+
+    def shown(activations: Tensor) -> Tensor | None:
+        replaced = function(activations.unflatten(2, (heads, -1)))
+        return None if replaced is None else replaced.flatten(2)
+
+    return shown
 
 
 def _on_input(name: str, function: HookFunction) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:

@@ -48,8 +48,8 @@ class ModelConfig:
     name: str = "demo"
     """Hub id, local Hugging Face folder, or `demo` (the model that ships with saepipe)."""
     hooks: list[str] = field(default_factory=lambda: ["blocks.2.hook_resid_post"])
-    """Hook points to cache, all from one forward pass: TransformerLens names, or paths of modules such as
-    `model.layers.5.mlp` for their output, with `.input` behind for their input."""
+    """Hook points to cache, all from one forward pass: TransformerLens names (with `.head.3` behind for one head), or
+    paths of modules such as `model.layers.5.mlp` for their output (with `.input` behind for their input)."""
     dtype: str = "float32"
     """Type that the model computes in: float32, bfloat16 or float16."""
     device: str = "auto"

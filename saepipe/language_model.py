@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +11,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saepipe import activations, placement, places
-from saepipe.activations import BridgeHooks, HookFunction, Hooks, HuggingFaceHooks
+from saepipe.activations import BridgeHooks, Hooks, HuggingFaceHooks
 from saepipe.config import ModelConfig
+from saepipe.edits import Edit, check_head, functions, per_token
 from saepipe.errors import UserError, unknown
+from saepipe.hook_names import split_head
 from saepipe.pretrained import Pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-Edit = Callable[[Tensor], Tensor]
-"""Receives a hook point's activations [batch, seq, d] and returns their replacement."""
 
 
 class LanguageModel:
@@ -75,7 +74,8 @@ class LanguageModel:
     @property
     def capture_path(self) -> str:
         """`huggingface` where hooks on the plain model serve every hook asked for, else `bridge` (slower)."""
-        served = all(hook in self._listed or self._is_path(hook) for hook in self.config.hooks)
+        points = [split_head(hook)[0] for hook in self.config.hooks]
+        served = all(point in self._listed or self._is_path(point) for point in points)
         return "huggingface" if served and not self.config.compatibility_mode else "bridge"
 
     @property
@@ -89,9 +89,12 @@ class LanguageModel:
         Raises:
             UserError: Names the close matches, or says which names do not go together.
         """
-        others = [name for name in names if name not in self._listed]
-        for name in others:
-            self._check_name(name)
+        for name in names:
+            if (place := self._listed.get(split_head(name)[0])) is not None:
+                check_head(name, place.heads)
+        others = [point for point, _ in map(split_head, names) if point not in self._listed]
+        for point in others:
+            self._check_name(point)
         paths = [name for name in others if self._is_path(name)]
         bridged = [name for name in others if name not in paths]
         if paths and self.config.compatibility_mode:
@@ -145,27 +148,29 @@ class LanguageModel:
             )
 
     def width(self, hook: str) -> int:
-        """Return the width of a hook's activations (of all heads together, where it has heads)."""
-        if hook in self._listed and hook.rsplit(".")[-1] in places.RESIDUAL:
+        """Return the width of a hook's activations (of all heads together, unless its name selects one)."""
+        point = split_head(hook)[0]
+        if point in self._listed and point.rsplit(".")[-1] in places.RESIDUAL:
             return self._files.text_config.hidden_size
         # A length unlike the number of heads, so that an attention pattern cannot pass for [batch, seq, d].
-        seq = min(self._files.text_config.num_attention_heads + 1, self.context_limit or 2**31)
+        heads = getattr(self._files.text_config, "num_attention_heads", 4)
+        seq = min(heads + 1, self.context_limit or 2**31)
         ids = torch.zeros(2, seq, dtype=torch.int64)
-        if (traced := self._traced(ids, hook)) is not None:
-            return _per_token(hook, traced.get(hook), ids).shape[-1]
+        if (traced := self._traced(ids, point)) is not None:
+            return per_token(hook, traced.get(point), ids.shape).shape[-1]
         return self.capture(ids, [hook])[hook].shape[-1]
 
-    def _traced(self, ids: Int[Tensor, "batch seq"], hook: str) -> dict[str, Tensor] | None:
+    def _traced(self, ids: Int[Tensor, "batch seq"], point: str) -> dict[str, Tensor] | None:
         """Capture shapes without weights; None where that cannot be done."""
         skeleton = self._files.skeleton if self.capture_path == "huggingface" else None
         if skeleton is None:
             return None
         try:
-            return activations.trace(HuggingFaceHooks(skeleton), (len(ids), ids.shape[1]), [hook])
+            return activations.trace(HuggingFaceHooks(skeleton), (len(ids), ids.shape[1]), [point])
         except UserError:
             raise
         except Exception as error:
-            log.debug("no shape of %s without the weights: %s", hook, error)
+            log.debug("no shape of %s without the weights: %s", point, error)
             return None
 
     @torch.inference_mode()
@@ -174,13 +179,14 @@ class LanguageModel:
 
         Args:
             ids: Token ids.
-            hooks: Names of hook points; heads are joined where a hook has several.
+            hooks: Names of hook points; heads are joined where a hook has several, unless its name selects one.
 
         Raises:
             UserError: The forward pass does not come by a hook point, or it has no activation per token.
         """
-        seen = activations.capture(self._hooks, ids.to(self.device), list(hooks))
-        return {hook: _per_token(hook, seen.get(hook), ids) for hook in hooks}
+        points = {hook: split_head(hook)[0] for hook in hooks}
+        seen = activations.capture(self._hooks, ids.to(self.device), list(dict.fromkeys(points.values())))
+        return {hook: per_token(hook, seen.get(point), ids.shape) for hook, point in points.items()}
 
     @torch.inference_mode()
     def logits(
@@ -192,13 +198,8 @@ class LanguageModel:
             ids: Token ids.
             edits: Hook name -> function from its activations [batch, seq, d] to their replacement.
         """
-        functions: dict[str, HookFunction] = {}
-        for hook, edit in (edits or {}).items():
-            if hook.endswith(".hook_resid_mid"):
-                functions |= _mid_functions(hook, edit)
-            else:
-                functions[hook] = _joined(hook, edit, ids)
-        logits = self._hooks.run(ids.to(self.device), functions)
+        made = functions(edits or {}, ids.shape, self.device)
+        logits = self._hooks.run(ids.to(self.device), made)
         assert logits is not None
         return logits
 
@@ -225,36 +226,3 @@ class LanguageModel:
 def _is_bridge_name(name: str) -> bool:
     """Tell the bridge's names from modules' paths; which of them there are is only known once it is booted."""
     return name.rsplit(".")[-1].startswith("hook_")
-
-
-def _per_token(hook: str, found: Tensor | None, ids: Tensor) -> Tensor:
-    """Join heads, and refuse what is not one vector per token."""
-    if found is None:
-        raise UserError(f"model.hooks={hook} is not passed by this model's forward pass; choose another hook")
-    if found.ndim < 3 or found.shape[:2] != ids.shape:
-        raise UserError(
-            f"model.hooks={hook} has shape {list(found.shape)}, not one vector per token; choose another hook"
-        )
-    return found.flatten(2)
-
-
-def _joined(hook: str, edit: Edit, ids: Tensor) -> HookFunction:
-    """Show an edit its activations with heads joined, as `capture` does.
-
-    The model goes on with a copy: it may write in place to what the edit has kept.
-    """
-    return lambda found: edit(_per_token(hook, found, ids)).reshape(found.shape).clone()
-
-
-def _mid_functions(hook: str, edit: Edit) -> dict[str, HookFunction]:
-    """Edit the residual stream between attention and MLP.
-
-    The hook point itself is the MLP's input alone (in TransformerLens' bridge too): the stream that goes on beside the
-    MLP would keep the old value. So what the attention adds is changed instead.
-    """
-    block = hook.removesuffix("hook_resid_mid")
-    before: list[Tensor] = []
-    return {
-        f"{block}hook_resid_pre": before.append,
-        f"{block}hook_attn_out": lambda added: edit(before[0] + added) - before[0],
-    }

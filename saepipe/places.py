@@ -27,6 +27,8 @@ class Place:
     """The module's input, not its output."""
     block: int | None = None
     """Number of the decoder block."""
+    heads: int = 0
+    """Heads that lie side by side in the activations; 0 where there are none."""
 
 
 RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
@@ -35,19 +37,28 @@ RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_ou
 _BLOCK = {"hook_resid_pre": Place(is_input=True), "hook_resid_post": Place()}
 """Holds for every architecture with a list of decoder blocks."""
 
-_PARALLEL_NEOX = {"hook_attn_out": Place("attention"), "hook_mlp_out": Place("mlp")}
+_SEQUENTIAL_NEOX = {
+    "attn.hook_z": Place("attention.dense", is_input=True),
+    "mlp.hook_post": Place("mlp.dense_4h_to_h", is_input=True),
+}
+_PARALLEL_NEOX = {**_SEQUENTIAL_NEOX, "hook_attn_out": Place("attention"), "hook_mlp_out": Place("mlp")}
 _GPT2 = {
+    "attn.hook_z": Place("attn.c_proj", is_input=True),
     "hook_attn_out": Place("attn"),
     "hook_resid_mid": Place("ln_2", is_input=True),
+    "mlp.hook_post": Place("mlp.c_proj", is_input=True),
     "hook_mlp_out": Place("mlp"),
 }
 _LLAMA = {
+    "attn.hook_z": Place("self_attn.o_proj", is_input=True),
     "hook_attn_out": Place("self_attn"),
     "hook_resid_mid": Place("post_attention_layernorm", is_input=True),
+    "mlp.hook_post": Place("mlp.down_proj", is_input=True),
     "hook_mlp_out": Place("mlp"),
 }
 # Gemma 2 and 3 normalise what attention and MLP give before they add it; TransformerLens' names mean what is added.
 _GEMMA2 = {
+    **_LLAMA,
     "hook_attn_out": Place("post_attention_layernorm"),
     "hook_resid_mid": Place("pre_feedforward_layernorm", is_input=True),
     "hook_mlp_out": Place("post_feedforward_layernorm"),
@@ -68,11 +79,12 @@ IN_BLOCK = {
 
 def listed(config: "PretrainedConfig") -> dict[str, Place]:
     """List TransformerLens' names that need no bridge -> their places; only the configuration is read."""
-    in_block = dict(_BLOCK)
-    if config.model_type != "gpt_neox" or config.use_parallel_residual:
-        in_block |= IN_BLOCK.get(config.model_type, {})
+    in_block = _BLOCK | IN_BLOCK.get(config.model_type, {})
+    if config.model_type == "gpt_neox" and not config.use_parallel_residual:
+        in_block = _BLOCK | _SEQUENTIAL_NEOX
+    heads = {"attn.hook_z": config.num_attention_heads} if "attn.hook_z" in in_block else {}
     return {
-        f"blocks.{block}.{name}": replace(place, block=block)
+        f"blocks.{block}.{name}": replace(place, block=block, heads=heads.get(name, 0))
         for block in range(config.num_hidden_layers)
         for name, place in sorted(in_block.items())
     }
@@ -100,6 +112,6 @@ def paths(modules: Iterable[str]) -> list[str]:
 
 
 def mistyped(name: str) -> bool:
-    """Tell a mistyped name of the residual stream from one that only the bridge knows."""
-    leaf = name.rsplit(".")[-1]
-    return leaf not in RESIDUAL and bool(difflib.get_close_matches(leaf, RESIDUAL, n=1, cutoff=0.85))
+    """Tell a mistyped name that needs no bridge from one that only the bridge knows."""
+    leaf, leaves = name.rsplit(".")[-1], (*RESIDUAL, "hook_z", "hook_post")
+    return leaf not in leaves and bool(difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.85))

@@ -75,15 +75,48 @@ def test_dtype_is_the_models(folder: Path) -> None:
 
 
 def test_bridge_serves_the_other_hooks_with_heads_joined(folder: Path) -> None:
-    model = opened(folder, "blocks.1.attn.hook_z", HOOK)
+    hook = "blocks.1.attn.hook_q"
+    model = opened(folder, hook, HOOK)
     assert model.capture_path == "bridge"
-    assert model.width("blocks.1.attn.hook_z") == small_models.WIDTH
-    assert model.capture(IDS, ["blocks.1.attn.hook_z"])["blocks.1.attn.hook_z"].shape == (2, 9, small_models.WIDTH)
+    assert model.width(hook) == small_models.WIDTH
+    assert model.capture(IDS, [hook])[hook].shape == (2, 9, small_models.WIDTH)
     clean = model.logits(IDS)
-    edit = {"blocks.1.attn.hook_z": lambda found: found * 2}
-    assert (model.logits(IDS, edit) - clean).abs().max() > 1e-3
+    assert (model.logits(IDS, {hook: lambda found: found * 2}) - clean).abs().max() > 1e-3
     torch.testing.assert_close(model.capture(IDS, [HOOK])[HOOK], opened(folder).capture(IDS, [HOOK])[HOOK])
     assert model.tokenizer.pad_token_id is None  # the bridge gave its own copy one
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox sequential"])
+def test_a_head_is_a_slice_on_either_way(tmp_path: Path, kind: str) -> None:
+    z, d_head = "blocks.1.attn.hook_z", small_models.WIDTH // 4
+    folder = small_models.make(tmp_path, kind)
+    ways = opened(folder, f"{z}.head.3"), opened(folder, f"{z}.head.3", "blocks.0.attn.hook_q.head.2")
+    assert [way.capture_path for way in ways] == ["huggingface", "bridge"]
+    slices = []
+    for way in ways:
+        assert way.width(f"{z}.head.3") == d_head
+        found = way.capture(IDS, [f"{z}.head.3", z, f"{z}.head.0"])
+        assert list(found) == [f"{z}.head.3", z, f"{z}.head.0"]
+        torch.testing.assert_close(found[f"{z}.head.3"], found[z][..., 3 * d_head :], atol=0, rtol=0)
+        torch.testing.assert_close(found[f"{z}.head.0"], found[z][..., :d_head], atol=0, rtol=0)
+        slices.append(found[z])
+
+        def zero_the_last(found: torch.Tensor) -> torch.Tensor:
+            return torch.cat([found[..., : 3 * d_head], torch.zeros_like(found[..., 3 * d_head :])], -1)
+
+        edited, expected = (way.logits(IDS, edits) for edits in ({f"{z}.head.3": torch.zeros_like}, {z: zero_the_last}))
+        torch.testing.assert_close(edited, expected, atol=0, rtol=0)
+        assert (edited - way.logits(IDS)).abs().max() > 1e-3
+    torch.testing.assert_close(*slices, atol=1e-5, rtol=1e-5)
+
+
+def test_heads_of_the_bridge_are_counted_where_they_are(tmp_path: Path) -> None:
+    k = "blocks.1.attn.hook_k"
+    model = opened(small_models.make(tmp_path, "llama"), f"{k}.head.1")
+    assert model.width(f"{k}.head.1") == small_models.WIDTH // 4
+    torch.testing.assert_close(model.capture(IDS, [f"{k}.head.1"])[f"{k}.head.1"], model.capture(IDS, [k])[k][..., 8:])
+    with pytest.raises(UserError, match=r"hook_k.head.2 names head 2 of a hook with 2; the last is .*hook_k.head.1"):
+        model.width(f"{k}.head.2")
 
 
 def test_compatibility_mode_has_hooked_transformers_numerics(folder: Path) -> None:
@@ -117,6 +150,7 @@ def test_a_hook_that_never_fires(folder: Path) -> None:
         ("blocks.².hook_resid_post", r"did you mean blocks"),
         ("block.1.hook_resid_post", r"did you mean blocks.1.hook_resid_post"),
         ("blocks.1.attn.hook_zz", r"did you mean blocks.1.attn.hook_z"),
+        ("blocks.1.attn.hook_qq", r"did you mean blocks.1.attn.hook_q"),
     ],
 )
 def test_unknown_hook(folder: Path, hook: str, message: str) -> None:
@@ -165,6 +199,7 @@ def test_an_edit_may_keep_what_it_is_shown(tmp_path: Path) -> None:
 def test_widths_at_paths_need_no_weights(unloadable: Path) -> None:
     model = opened(unloadable, f"{PATH}.c_proj.input", PATH, "lm_head")
     assert [model.width(hook) for hook in model.config.hooks] == [128, small_models.WIDTH, small_models.VOCAB]
+    assert [model.width(f"blocks.0.{hook}") for hook in ("attn.hook_z.head.3", "mlp.hook_post")] == [8, 128]
     with pytest.raises(UserError, match=r"transformer.wte.input has shape \[2, 5\], not one vector per token"):
         model.width("transformer.wte.input")
 
@@ -175,6 +210,10 @@ def test_widths_at_paths_need_no_weights(unloadable: Path) -> None:
         (["transformer.h.1.mpl"], r"hooks=transformer.h.1.mpl is not known; did you mean transformer.h.1.mlp, "),
         (["transformer.h.1.mlp.inputs"], r"did you mean transformer.h.1.mlp.input, "),
         (["transformer.h.3"], r"did you mean .*transformer.h.2"),
+        (["blocks.1.attn.hook_z.head.4"], r"names head 4 of a hook with 4; the last is blocks.1.attn.hook_z.head.3"),
+        (["blocks.1.hook_resid_post.head.0"], r"which has no heads; give blocks.1.hook_resid_post"),
+        (["blocks.7.attn.hook_z.head.4"], r"names block 7 of a model with 3; the last is blocks.2.attn.hook_z"),
+        (["blocks.1.attn.hook_z.heads.1"], r"did you mean blocks.1.attn.hook_z"),
         (["blocks.1.mlp_out"], r"did you mean blocks.1.hook_mlp_out"),
         ([PATH, "blocks.1.attn.hook_q"], r"hook_q needs the TransformerLens bridge.* into stores of their own"),
     ],

@@ -27,6 +27,7 @@ HYDRA = {"hydra", "omegaconf"}
 ROOMS: dict[str, tuple[int, set[str]]] = {
     "errors": (0, set()),
     "config": (0, set()),
+    "hook_names": (0, set()),
     "permutation": (0, {"numpy"}),
     "metrics": (0, TENSORS),
     "feature_page": (0, set()),
@@ -50,6 +51,7 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "places": (1, {"transformers"}),
     "placement": (1, {"torch"}),
     "pretrained": (1, {"torch", "transformers"}),
+    "edits": (2, TENSORS),
     "language_model": (2, TENSORS | {"transformers", "transformer_lens"}),
     "order": (2, {"numpy", "jaxtyping"}),
     "stream": (2, TENSORS),

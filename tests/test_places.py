@@ -13,7 +13,14 @@ def test_places_need_the_configuration_only() -> None:
     assert "blocks.2.hook_mlp_out" in names
     assert "blocks.2.hook_resid_mid" not in names  # attention and MLP run side by side
     sequential = small_models.CONFIGS["gpt_neox sequential"]()
-    assert {name.split(".")[2] for name in listed(sequential)} == {"hook_resid_pre", "hook_resid_post"}
+    leaves = {"hook_resid_pre", "hook_resid_post", "attn.hook_z", "mlp.hook_post"}
+    assert {name.split(".", 2)[2] for name in listed(sequential)} == leaves
+    assert listed(sequential)["blocks.1.attn.hook_z"].heads == 4
+
+
+def test_inside_attention_and_mlp() -> None:
+    for kind in IN_BLOCK:
+        assert {"blocks.0.attn.hook_z", "blocks.2.mlp.hook_post"} <= listed(small_models.CONFIGS[kind]()).keys()
 
 
 def test_listed_architectures_are_all_tested() -> None:
@@ -45,4 +52,6 @@ def test_paths_name_both_sides() -> None:
 def test_mistyped() -> None:
     assert mistyped("blocks.1.hook_resid_pots")
     assert not mistyped("blocks.1.hook_resid_post")
-    assert not mistyped("blocks.1.attn.hook_q")
+    assert mistyped("blocks.1.attn.hook_zz")
+    for leaf in ("hook_q", "hook_k", "hook_v", "hook_pre", "hook_in", "hook_out", "hook_result", "hook_pattern"):
+        assert not mistyped(f"blocks.1.attn.{leaf}")
