@@ -14,6 +14,7 @@ LARGEST = 2**62
 """Largest number of any key: what PyTorch counts with."""
 LR_SCHEDULERS = ("constant", "cosineannealing")
 STORE_DTYPES = ("float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "balanced", "sequential")
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
@@ -53,7 +54,13 @@ class ModelConfig:
     dtype: str = "float32"
     """Type that the model computes in: float32, bfloat16 or float16."""
     device: str = "auto"
-    """Torch device such as `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the first accelerator, else the CPU."""
+    """Torch device such as `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes an accelerator, else the CPU. With `auto` or
+    `cuda`, each worker of a machine takes the next GPUs."""
+    n_devices: int = 1
+    """GPUs per worker. Several share the layers of one model; they work one after the other."""
+    device_map: str | None = None
+    """How transformers spreads the layers over these GPUs: `auto`, `balanced` or `sequential`. None is `auto` where
+    there are several."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; None is its default branch."""
     compatibility_mode: bool = False
@@ -64,6 +71,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         _choice("model.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        at_least("model.n_devices", self.n_devices, 1)
+        if self.device_map is not None:
+            _choice("model.device_map", self.device_map, DEVICE_MAPS)
         if not self.name:
             raise UserError("model.name is empty; give a hub id, a local folder or 'demo'")
         if not self.hooks:

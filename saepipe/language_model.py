@@ -11,11 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saepipe import activations, placement, places
-from saepipe.activations import BridgeHooks, Hooks, HuggingFaceHooks
+from saepipe.activations import BridgeHooks, Hooks, HuggingFaceHooks, embedding_device
 from saepipe.config import ModelConfig
 from saepipe.edits import Edit, check_head, functions, per_token
 from saepipe.errors import UserError, unknown
 from saepipe.hook_names import split_head
+from saepipe.placement import Placement
 from saepipe.pretrained import Pretrained
 
 if TYPE_CHECKING:
@@ -30,29 +31,32 @@ class LanguageModel:
     Use `open`. So a mistyped hook or a missing column costs no download and no loading.
     """
 
-    def __init__(self, config: ModelConfig, files: Pretrained, device: torch.device) -> None:
-        """Take the files of a model, and the device to run it on."""
+    def __init__(self, config: ModelConfig, files: Pretrained, placement: Placement) -> None:
+        """Take the files of a model, and where to run it."""
         self.config = config
         self.name = config.name
-        self.device = device
+        self.device = placement.device
+        """Where results are, and what edits get; layers may be elsewhere."""
+        self._placement = placement
         self.tokenizer = files.tokenizer
         self._files = files
         with files.explained("no readable config.json"):
             self._listed = places.listed(files.text_config)
 
     @classmethod
-    def open(cls, config: ModelConfig) -> "LanguageModel":
+    def open(cls, config: ModelConfig, *, local_rank: int = 0) -> "LanguageModel":
         """Find a model and check that it has the hook points.
 
         Args:
             config: The model group of the configuration.
+            local_rank: The caller's place among the workers on this machine: each has GPUs of its own.
 
         Raises:
-            UserError: The model is missing, out of reach, gated or no causal language model, a hook is unknown, or the
+            UserError: The model is missing, out of reach, gated or no causal language model, a hook is unknown, or a
                 device is not there.
         """
-        device = placement.device(config.device)
-        model = cls(config, Pretrained.open(config), device)
+        devices = placement.here(config, local_rank=local_rank)
+        model = cls(config, Pretrained.open(config), devices)
         model.check_hooks(config.hooks)
         return model
 
@@ -185,8 +189,8 @@ class LanguageModel:
             UserError: The forward pass does not come by a hook point, or it has no activation per token.
         """
         points = {hook: split_head(hook)[0] for hook in hooks}
-        seen = activations.capture(self._hooks, ids.to(self.device), list(dict.fromkeys(points.values())))
-        return {hook: per_token(hook, seen.get(point), ids.shape) for hook, point in points.items()}
+        seen = activations.capture(self._hooks, ids.to(self._hooks.device), list(dict.fromkeys(points.values())))
+        return {hook: per_token(hook, seen.get(point), ids.shape).to(self.device) for hook, point in points.items()}
 
     @torch.inference_mode()
     def logits(
@@ -199,14 +203,14 @@ class LanguageModel:
             edits: Hook name -> function from its activations [batch, seq, d] to their replacement.
         """
         made = functions(edits or {}, ids.shape, self.device)
-        logits = self._hooks.run(ids.to(self.device), made)
+        logits = self._hooks.run(ids.to(self._hooks.device), made)
         assert logits is not None
-        return logits
+        return logits.to(self.device)
 
     @cached_property
     def _hooks(self) -> Hooks:
         """Load the weights."""
-        model = self._files.load(self.device)
+        model = self._files.load(self._placement)
         with self._files.explained("no architecture that its hooks can read"):
             return HuggingFaceHooks(model) if self.capture_path == "huggingface" else self._bridge(model)
 
@@ -216,7 +220,11 @@ class LanguageModel:
         log.info("model.hooks or model.compatibility_mode need the TransformerLens bridge, the slower capture path")
         tokenizer = copy.deepcopy(self.tokenizer)  # the bridge gives it a padding token
         bridge = TransformerBridge.boot_transformers(
-            self._files.source, hf_model=model, tokenizer=tokenizer, dtype=self._files.dtype, device=str(self.device)
+            self._files.source,
+            hf_model=model,
+            tokenizer=tokenizer,
+            dtype=self._files.dtype,
+            device=str(embedding_device(model)),
         )
         if self.config.compatibility_mode:
             bridge.enable_compatibility_mode(disable_warnings=True)

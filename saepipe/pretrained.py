@@ -18,6 +18,7 @@ from saepipe import hub
 from saepipe.config import ModelConfig
 from saepipe.demo import MODEL_DIR
 from saepipe.errors import UserError, explained_memory
+from saepipe.placement import Placement
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -100,7 +101,7 @@ class Pretrained:
             log.debug("no skeleton of %s: %s", self.name, hub.fault(error))
             return None
 
-    def load(self, device: torch.device) -> "PreTrainedModel":
+    def load(self, placement: Placement) -> "PreTrainedModel":
         """Load the weights, for inference.
 
         Raises:
@@ -113,14 +114,32 @@ class Pretrained:
             transformers_logging.disable_progress_bar()
         with self.explained("no weights of a causal language model that fit its config.json"):
             model, found = AutoModelForCausalLM.from_pretrained(
-                self.source, config=self.config, dtype=self.dtype, output_loading_info=True, **self._options
+                self.source,
+                config=self.config,
+                dtype=self.dtype,
+                output_loading_info=True,
+                **self._options,
+                **placement.loading(),
             )
             if missing := sorted(found["missing_keys"]):  # transformers would make them up at random
                 raise UserError(
                     f"model.name={self.name} lacks {len(missing)} of the model's weights, e.g. {missing[0]}; give a "
                     "folder that save_pretrained wrote"
                 )
-            return model.to(device).eval().requires_grad_(False)
+            self._check_fits(getattr(model, "hf_device_map", {}), placement)
+            if placement.device_map is None:
+                model = model.to(placement.device)
+            return model.eval().requires_grad_(False)
+
+    def _check_fits(self, device_map: dict[str, Any], placement: Placement) -> None:
+        """Refuse a model that transformers could not spread over the GPUs alone."""
+        away = [module for module, device in device_map.items() if str(device) in ("cpu", "disk")]
+        if away and placement.gpus:
+            cure = "" if self._wanted.dtype != "float32" else " or model.dtype=bfloat16"
+            raise UserError(
+                f"model.name={self.name} does not fit the GPUs of model.n_devices={len(placement.gpus)} ({away[0]} and "
+                f"what follows found no place); give more GPUs{cure}"
+            )
 
     @contextmanager
     def explained(self, what: str) -> Iterator[None]:

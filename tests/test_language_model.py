@@ -10,6 +10,7 @@ import torch
 from saepipe.config import ModelConfig
 from saepipe.errors import UserError
 from saepipe.language_model import LanguageModel
+from saepipe.placement import Placement
 from saepipe.pretrained import Pretrained
 
 HOOK = "blocks.1.hook_resid_post"
@@ -236,3 +237,40 @@ def test_code_that_needs_its_weights_is_checked_once_they_are_there(
     assert (model.capture_path, model.width(PATH)) == ("huggingface", small_models.WIDTH)
     with pytest.raises(UserError, match=r"did you mean transformer.h.1.mlp"):
         opened(folder, "transformer.h.1.mpl")
+
+
+def test_a_device_map_changes_no_number(folder: Path) -> None:
+    plain = opened(folder)
+    for spread in (opened(folder, device_map="auto"), opened(folder, HOOK, "blocks.1.attn.hook_q", device_map="auto")):
+        assert spread.device.type == "cpu"
+        assert spread.identity == plain.identity
+        torch.testing.assert_close(spread.capture(IDS, [HOOK]), plain.capture(IDS, [HOOK]), atol=1e-5, rtol=1e-5)
+        edits = {HOOK: lambda found: found * 2}
+        torch.testing.assert_close(spread.logits(IDS, edits), plain.logits(IDS, edits), atol=1e-5, rtol=1e-5)
+    compatible = opened(folder, compatibility_mode=True, device_map="auto")
+    expected = opened(folder, compatibility_mode=True).capture(IDS, [HOOK])
+    torch.testing.assert_close(compatible.capture(IDS, [HOOK]), expected)
+
+
+@pytest.mark.parametrize("other", ["blocks.0.hook_resid_mid", "blocks.0.attn.hook_q"])
+def test_layers_in_several_places(tmp_path: Path, other: str) -> None:
+    """Two places that a machine without GPUs has: accelerate's hooks then bring weights and activations together."""
+    z = "blocks.1.attn.hook_z.head.2"
+    folder = small_models.make(tmp_path, "llama")
+    plain, spread = opened(folder, z, HOOK, other), opened(folder, z, HOOK, other)
+    parts = {"embed_tokens": "cpu", "layers.0": "cpu", "layers.1": "disk", "layers.2": "cpu", "norm": "cpu"}
+    device_map = {f"model.{part}": place for part, place in parts.items()} | {"model.rotary_emb": "cpu"}
+    spread._placement = Placement(torch.device("cpu"), device_map | {"lm_head": "cpu"})
+    for _ in range(2):  # what `Stop` leaves half done does no harm
+        found, expected = spread.capture(IDS, [z, other, HOOK]), plain.capture(IDS, [z, other, HOOK])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for hook in (z, HOOK, other):
+        edited, expected = (model.logits(IDS, {hook: lambda found: found.roll(1, -1)}) for model in (spread, plain))
+        torch.testing.assert_close(edited, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_devices_are_checked_before_the_model() -> None:
+    with pytest.raises(UserError, match=r"model.n_devices=2 needs as many CUDA GPUs"):
+        LanguageModel.open(ModelConfig(name="owner/absent", device="cpu", n_devices=2))
+    with pytest.raises(UserError, match=r"model.name=owner/absent"):
+        LanguageModel.open(ModelConfig(name="owner/absent", device="cpu"), local_rank=3)

@@ -10,9 +10,10 @@ import torch
 
 from saepipe.config import ModelConfig
 from saepipe.errors import UserError
+from saepipe.placement import Placement
 from saepipe.pretrained import Pretrained
 
-CPU = torch.device("cpu")
+CPU = Placement(torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +148,21 @@ def test_running_out_of_memory_is_not_blamed_on_the_model(folder: Path, monkeypa
 def test_a_revision_of_a_folder_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"model.revision=main has no meaning for model.name=.*leave model.revision"):
         opened(folder, revision="main")
+
+
+def test_a_device_map_spreads_the_layers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU there is one place to put them; that they are put there by transformers shows in that nothing moves."""
+    monkeypatch.setattr(torch.nn.Module, "to", None)
+    model = opened(folder).load(Placement(torch.device("cpu"), {"": "cpu"}))
+    assert {weight.device.type for weight in model.parameters()} == {"cpu"}
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
+def test_layers_that_find_no_gpu_are_refused(folder: Path) -> None:
+    spread = {"transformer.h.0": 0, "transformer.h.1": "cpu", "lm_head": "disk"}
+    placement = Placement(torch.device("cuda", 0), "auto", (0, 1))
+    message = r"does not fit the GPUs of model.n_devices=2 \(transformer.h.1 and what follows .* model.dtype=bfloat16"
+    with pytest.raises(UserError, match=message):
+        opened(folder)._check_fits(spread, placement)
+    opened(folder)._check_fits({"": 1}, placement)
+    opened(folder)._check_fits({"": "cpu"}, CPU)
