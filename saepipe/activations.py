@@ -9,6 +9,7 @@ inspectable way: 0.6 to 0.7 of the speed up to the same layer.
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,15 +79,19 @@ class HuggingFaceHooks:
     def _module(self, place: Place) -> nn.Module:
         if place.block is None:
             return self.modules[place.module]
+        if self._blocks is None:
+            raise UserError(
+                f"model.hooks=blocks.{place.block} ... has no place in {type(self.model).__name__}, which keeps no "
+                f"list of its blocks; give the path of a module instead, such as {[*self.modules][-1]}"
+            )
+        return self._blocks[place.block].get_submodule(place.module)
+
+    @cached_property
+    def _blocks(self) -> nn.ModuleList | None:
+        """The decoder blocks: the list that is as long as the configuration says."""
         n_blocks = self.model.config.get_text_config().num_hidden_layers
         lists = [child for child in self.model.get_decoder().modules() if isinstance(child, nn.ModuleList)]
-        blocks = next((blocks for blocks in lists if len(blocks) == n_blocks), None)
-        if blocks is None:
-            raise UserError(
-                f"model.hooks of block {place.block} have no place in {type(self.model).__name__}, which keeps no list "
-                f"of {n_blocks} blocks; name a module instead, such as {[*self.modules][-1]}"
-            )
-        return blocks[place.block].get_submodule(place.module)
+        return next((blocks for blocks in lists if len(blocks) == n_blocks), None)
 
 
 def _by_head(function: HookFunction, heads: int) -> HookFunction:

@@ -111,7 +111,7 @@ class LanguageModel:
                 f"model.hooks={bridged[0]} needs the TransformerLens bridge, where modules have other paths than "
                 f"{paths[0]}; cache the two into stores of their own"
             )
-        for name in paths if self._files.skeleton is None else bridged:
+        for name in bridged or [path for path in paths if self._files.skeleton is None]:
             if name not in self._hooks.names:
                 raise unknown("model.hooks", name, [*self._listed, *self._hooks.names])
 

@@ -26,8 +26,8 @@ class Placement:
             return {}
         if not self.gpus:
             return {"device_map": self.device_map}
-        # Nothing but these: what they cannot hold would otherwise run from the host's memory, at a crawl
-        memory = {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in self.gpus}
+        # A tenth is left to the activations. No other place is named: layers in the host's memory would be far too slow
+        memory = {gpu: int(0.9 * torch.cuda.mem_get_info(gpu)[0]) for gpu in self.gpus}
         return {"device_map": self.device_map, "max_memory": memory}
 
 

@@ -79,10 +79,10 @@ def test_a_modules_path_is_its_output_or_input(both: tuple[HuggingFaceHooks, Bri
     """The same place by either kind of name: captured together, alone, and edited."""
     plain = both[0]
     model_type = plain.model.config.model_type
-    block = f"{BLOCKS.get(model_type, 'model.layers')}.1"
-    names = {f"{block}.input": "blocks.1.hook_resid_pre", block: "blocks.1.hook_resid_post"}
-    if "blocks.1.hook_mlp_out" in plain.listed and not model_type.startswith(("gemma2", "gemma3")):
-        names[f"{block}.mlp"] = "blocks.1.hook_mlp_out"
+    block = f"{BLOCKS.get(model_type, 'model.layers')}.2"
+    names = {f"{block}.input": "blocks.2.hook_resid_pre", block: "blocks.2.hook_resid_post"}
+    if "blocks.2.hook_mlp_out" in plain.listed and not model_type.startswith(("gemma2", "gemma3")):
+        names[f"{block}.mlp"] = "blocks.2.hook_mlp_out"
     assert set(names) <= set(plain.names)
     found = capture(plain, IDS, [*reversed(names), *names.values()])
     for path, name in names.items():
@@ -128,6 +128,14 @@ def test_a_module_that_runs_twice_is_read_once(gpt2: PreTrainedModel) -> None:
     names = ["transformer.h.1.mlp", "transformer.h.2"]
     alone, together = (capture(hooks, IDS, wanted)[names[0]] for wanted in (names[:1], names))
     torch.testing.assert_close(together, alone, atol=0, rtol=0)
+
+
+def test_a_model_without_a_list_of_blocks_is_read_by_paths(gpt2: PreTrainedModel) -> None:
+    gpt2.transformer.h.append(gpt2.transformer.h[0])
+    hooks = HuggingFaceHooks(gpt2)
+    with pytest.raises(UserError, match=r"blocks.1 ... has no place in GPT2LMHeadModel, .* such as lm_head"):
+        capture(hooks, IDS, ["blocks.1.hook_resid_post"])
+    assert capture(hooks, IDS, ["transformer.h.1"])["transformer.h.1"].shape == (2, 11, small_models.WIDTH)
 
 
 def test_a_traced_model_has_shapes_and_no_weights() -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_models
@@ -49,6 +50,25 @@ def test_capture_is_hugging_faces_hidden_state(folder: Path) -> None:
     assert list(found) == [HOOK, "blocks.0.hook_resid_pre"]
     torch.testing.assert_close(found[HOOK], states[2])
     torch.testing.assert_close(found["blocks.0.hook_resid_pre"], states[0])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox"])
+def test_capture_costs_no_more_than_the_model_up_to_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Fused causal attention without a mask, once per block that is read; no later block and no logits."""
+    attention, masks = torch.nn.functional.scaled_dot_product_attention, []
+
+    def watched(*args: torch.Tensor, **keys: Any) -> torch.Tensor:
+        masks.append((keys.get("attn_mask"), keys["is_causal"]))
+        return attention(*args, **keys)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    model = opened(small_models.make(tmp_path, kind))
+    head = model._hooks.model.get_output_embeddings()
+    head.register_forward_hook(lambda *_: pytest.fail("logits are computed"))
+    model.capture(IDS, [HOOK, "blocks.0.hook_resid_pre"])
+    assert masks == [(None, True)] * 2
 
 
 def test_edit_replaces(folder: Path) -> None:
@@ -224,6 +244,12 @@ def test_unknown_paths_are_refused_without_weights(unloadable: Path, hooks: list
         opened(unloadable, *hooks)
 
 
+def test_listed_names_need_no_skeleton(unloadable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pretrained, "skeleton", property(lambda _: pytest.fail("a skeleton is made")))
+    model = opened(unloadable, HOOK, "blocks.0.attn.hook_z.head.1")
+    assert (model.capture_path, model.width(HOOK)) == ("huggingface", small_models.WIDTH)
+
+
 def test_a_path_does_not_go_with_compatibility_mode(unloadable: Path) -> None:
     with pytest.raises(UserError, match=r"is the path of a module, which model.compatibility_mode=true changes; give"):
         opened(unloadable, PATH, compatibility_mode=True)
@@ -235,6 +261,8 @@ def test_code_that_needs_its_weights_is_checked_once_they_are_there(
     monkeypatch.setattr(Pretrained, "skeleton", None)
     model = opened(folder, PATH)
     assert (model.capture_path, model.width(PATH)) == ("huggingface", small_models.WIDTH)
+    with pytest.raises(UserError, match=r"did you mean blocks.1.attn.hook_q"):
+        opened(folder, "blocks.1.attn.hook_qq")
     with pytest.raises(UserError, match=r"did you mean transformer.h.1.mlp"):
         opened(folder, "transformer.h.1.mpl")
 

@@ -84,5 +84,5 @@ def test_arguments_of_from_pretrained() -> None:
 
 def test_memory_is_that_of_the_workers_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (gpu * 10, 100))
-    assert chosen(1, n_devices=2).loading() == {"device_map": "auto", "max_memory": {2: 20, 3: 30}}
-    assert chosen(3, device_map="balanced").loading() == {"device_map": "balanced", "max_memory": {3: 30}}
+    assert chosen(1, n_devices=2).loading() == {"device_map": "auto", "max_memory": {2: 18, 3: 27}}
+    assert chosen(3, device_map="balanced").loading() == {"device_map": "balanced", "max_memory": {3: 27}}
