@@ -1,22 +1,28 @@
-"""Hook names -> places in a language model, and running the model with functions at those places.
+"""Running a language model with functions at some of its hook points.
 
 Two ways give the same numbers (a test equates them). `HuggingFaceHooks` puts forward hooks on the Hugging Face model
-in its own attention: fast, for the residual stream and what the attention and the MLP add to it. `BridgeHooks` goes
-through TransformerLens' bridge, which has every hook point but computes attention the slow, inspectable way: 0.6 to
-0.7 of the speed up to the same layer.
+in its own attention: fast, for the places that `saepipe.places` knows and for every module's input and output.
+`BridgeHooks` goes through TransformerLens' bridge, which has every hook point but computes attention the slow,
+inspectable way: 0.6 to 0.7 of the speed up to the same layer.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from saepipe import places
+from saepipe.errors import UserError, unknown
+from saepipe.places import Place
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 HookFunction = Callable[[Tensor], Tensor | None]
 """Sees a hook point's activations; what it returns replaces them, None leaves them."""
@@ -26,75 +32,20 @@ class Stop(Exception):  # noqa: N818 - no error: a hook function raises it to en
     """Raised by a hook function that needs nothing of what comes after its hook point."""
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A module inside a decoder block (empty: the block itself), and whether the hook point is its input."""
-
-    module: str = ""
-    is_input: bool = False
-
-
-_BLOCK = {"hook_resid_pre": _Place(is_input=True), "hook_resid_post": _Place()}
-"""Holds for every architecture with a list of decoder blocks."""
-
-_PARALLEL_NEOX = {"hook_attn_out": _Place("attention"), "hook_mlp_out": _Place("mlp")}
-_GPT2 = {
-    "hook_attn_out": _Place("attn"),
-    "hook_resid_mid": _Place("ln_2", is_input=True),
-    "hook_mlp_out": _Place("mlp"),
-}
-_LLAMA = {
-    "hook_attn_out": _Place("self_attn"),
-    "hook_resid_mid": _Place("post_attention_layernorm", is_input=True),
-    "hook_mlp_out": _Place("mlp"),
-}
-# Gemma 2 and 3 normalise what attention and MLP give before they add it; TransformerLens' names mean what is added.
-_GEMMA2 = {
-    "hook_attn_out": _Place("post_attention_layernorm"),
-    "hook_resid_mid": _Place("pre_feedforward_layernorm", is_input=True),
-    "hook_mlp_out": _Place("post_feedforward_layernorm"),
-}
-_IN_BLOCK = {
-    "gpt2": _GPT2,
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma": _LLAMA,
-    "gemma2": _GEMMA2,
-    "gemma3_text": _GEMMA2,
-    "gpt_neox": _PARALLEL_NEOX,
-}
-"""`model_type` -> places that equal TransformerLens' beyond the residual stream; the test runs over these."""
-
-
-def huggingface_places(config: "PretrainedConfig") -> dict[str, tuple[int, _Place]]:
-    """List the hook names that need no bridge -> (block, place in it); only the configuration is read."""
-    places = dict(_BLOCK)
-    if config.model_type != "gpt_neox" or config.use_parallel_residual:
-        places |= _IN_BLOCK.get(config.model_type, {})
-    return {
-        f"blocks.{block}.{name}": (block, place)
-        for block in range(config.num_hidden_layers)
-        for name, place in sorted(places.items())
-    }
-
-
 class HuggingFaceHooks:
     """Hook points as forward hooks on a Hugging Face model."""
 
     def __init__(self, model: "PreTrainedModel") -> None:
-        """Find the decoder blocks of a causal language model."""
-        config = model.config.get_text_config()
-        lists = [child for child in model.get_decoder().modules() if isinstance(child, nn.ModuleList)]
-        self.blocks = next(blocks for blocks in lists if len(blocks) == config.num_hidden_layers)
-        self.places = huggingface_places(config)
+        """Take a causal language model."""
         self.model = model
+        self.device = embedding_device(model)
+        self.listed = places.listed(model.config.get_text_config())
+        self.modules = dict(model.named_modules())
 
     @property
     def names(self) -> list[str]:
         """The hook points that this way serves."""
-        return list(self.places)
+        return [*self.listed, *places.paths(self.modules)]
 
     def run(
         self, ids: Int[Tensor, "batch seq"], functions: Mapping[str, HookFunction]
@@ -110,39 +61,82 @@ class HuggingFaceHooks:
 
     @contextmanager
     def _hooked(self, name: str, function: HookFunction) -> Iterator[None]:
-        block, place = self.places[name]
-        module = self.blocks[block].get_submodule(place.module)
+        place = places.find(name, self.listed, self.modules)
+        if place is None:
+            raise unknown("hook", name, self.names)
+        module = self._module(place)
+        if place.heads:
+            function = _by_head(function, place.heads)
         if place.is_input:
-            handle = module.register_forward_pre_hook(_on_input(function), with_kwargs=True)
+            handle = module.register_forward_pre_hook(_on_input(name, function), with_kwargs=True)
         else:
-            handle = module.register_forward_hook(_on_output(function))
+            handle = module.register_forward_hook(_on_output(name, function))
         try:
             yield
         finally:
             handle.remove()
 
+    def _module(self, place: Place) -> nn.Module:
+        if place.block is None:
+            return self.modules[place.module]
+        if self._blocks is None:
+            raise UserError(
+                f"model.hooks=blocks.{place.block} ... has no place in {type(self.model).__name__}, which keeps no "
+                f"list of its blocks; give the path of a module instead, such as {[*self.modules][-1]}"
+            )
+        return self._blocks[place.block].get_submodule(place.module)
 
-def _on_input(function: HookFunction) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:
-    """Hand a module's first argument, by position or as `hidden_states`, to the function."""
+    @cached_property
+    def _blocks(self) -> nn.ModuleList | None:
+        """The decoder blocks: the list that is as long as the configuration says."""
+        n_blocks = self.model.config.get_text_config().num_hidden_layers
+        lists = [child for child in self.model.get_decoder().modules() if isinstance(child, nn.ModuleList)]
+        return next((blocks for blocks in lists if len(blocks) == n_blocks), None)
+
+
+def _by_head(function: HookFunction, heads: int) -> HookFunction:
+    """Show a function the heads on an axis of their own, as the bridge does."""
+
+    def shown(activations: Tensor) -> Tensor | None:
+        replaced = function(activations.unflatten(2, (heads, -1)))
+        return None if replaced is None else replaced.flatten(2)
+
+    return shown
+
+
+def _on_input(name: str, function: HookFunction) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:
+    """Hand a module's first argument, by position or by name, to the function."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        replaced = function(args[0] if args else kwargs["hidden_states"])
-        if replaced is None:
-            return None
-        return ((replaced, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": replaced})
+        if args:
+            replaced = function(_tensor(name, args[0]))
+            return None if replaced is None else ((replaced, *args[1:]), kwargs)
+        first = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs), "")
+        replaced = function(_tensor(name, kwargs.get(first)))
+        return None if replaced is None else (args, {**kwargs, first: replaced})
 
     return hook
 
 
-def _on_output(function: HookFunction) -> Callable[[nn.Module, Any, Any], Any]:
+def _on_output(name: str, function: HookFunction) -> Callable[[nn.Module, Any, Any], Any]:
     """Hand a module's output, or the first of several, to the function."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        several = isinstance(output, tuple)
-        replaced = function(output[0] if several else output)
+        if isinstance(output, Mapping):  # transformers' ModelOutput
+            key = next(iter(output))
+            replaced = function(_tensor(name, output[key]))
+            return None if replaced is None else type(output)(**{**output, key: replaced})
+        several = isinstance(output, tuple | list)
+        replaced = function(_tensor(name, output[0] if several else output))
         return (replaced, *output[1:]) if several and replaced is not None else replaced
 
     return hook
+
+
+def _tensor(name: str, found: Any) -> Tensor:
+    if not isinstance(found, Tensor):
+        raise UserError(f"model.hooks={name} is no tensor (but {type(found).__name__}); choose another hook")
+    return found
 
 
 class BridgeHooks:
@@ -151,6 +145,7 @@ class BridgeHooks:
     def __init__(self, bridge: "TransformerBridge") -> None:
         """Take the hook points of a booted bridge."""
         self.bridge = bridge
+        self.device = torch.device(str(bridge.cfg.device))
         self.points = bridge.hook_dict
 
     @property
@@ -182,8 +177,17 @@ def _without_point(function: HookFunction) -> Callable[..., Tensor | None]:
 Hooks = HuggingFaceHooks | BridgeHooks
 
 
+def embedding_device(model: "PreTrainedModel") -> torch.device:
+    """Find where a model takes its token ids, wherever its layers are."""
+    try:
+        module: nn.Module = model.get_input_embeddings()
+    except NotImplementedError:
+        module = model
+    return next(module.parameters()).device
+
+
 def capture(hooks: Hooks, ids: Int[Tensor, "batch seq"], names: list[str]) -> dict[str, Tensor]:
-    """Run the model as far as the last of the hook points and return what passed them.
+    """Run the model as far as the last of the hook points and return what passed them, the first time it did.
 
     A hook point that the model passed by is absent from the result.
     """
@@ -191,11 +195,31 @@ def capture(hooks: Hooks, ids: Int[Tensor, "batch seq"], names: list[str]) -> di
 
     def watch(name: str) -> HookFunction:
         def function(activations: Tensor) -> None:
-            seen[name] = activations
-            if len(seen) == len(names):
+            if name in seen:
+                return
+            last = len(seen) + 1 == len(names)
+            # What goes on from here may be added to in place (Falcon does), which must not show in what was captured
+            seen[name] = activations if last else activations.clone()
+            if last:
                 raise Stop
 
         return function
 
     hooks.run(ids, {name: watch(name) for name in names})
     return seen
+
+
+def trace(hooks: HuggingFaceHooks, shape: tuple[int, int], names: list[str]) -> dict[str, Tensor]:
+    """Do as `capture` with a model on the meta device and ids of a shape: the tensors have shapes and no values.
+
+    Any exception means that this model's code cannot be run so.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode  # on its own, meta fails where code looks at a value
+
+    noise = logging.getLogger("torch._subclasses.fake_tensor")  # logs the traceback of every operation that cannot
+    disabled, noise.disabled = noise.disabled, True
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return capture(hooks, torch.zeros(shape, dtype=torch.int64, device="meta"), names)
+    finally:
+        noise.disabled = disabled

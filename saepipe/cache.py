@@ -61,7 +61,7 @@ def help_cache(config: RunConfig, worker: Worker) -> dict[str, Any]:
 
     folder = Path(config.store.dir)
     existing_plan(folder)
-    model = LanguageModel.open(config.model)  # MERGE local_rank=worker.local_rank
+    model = LanguageModel.open(config.model, local_rank=worker.local_rank)
     model.check_context(config.data.context_size)
     source = Source.open(config.data, seed=config.store.seed)
     with explained_memory(

@@ -15,6 +15,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 STORE_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 """Types on disk -> bytes of a number."""
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+DEVICE_MAPS = ("auto", "balanced", "sequential")
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
@@ -25,11 +26,18 @@ class ModelConfig(Group, group="model"):
     name: str = "demo"
     """Hub id, local Hugging Face folder, or `demo` (the model that ships with saepipe)."""
     hooks: list[str] = field(default_factory=lambda: ["blocks.2.hook_resid_post"])
-    """TransformerLens names of the hook points to cache, all from one forward pass."""
+    """Hook points to cache, all from one forward pass: TransformerLens names (with `.head.3` behind for one head), or
+    paths of modules such as `model.layers.5.mlp` for their output (with `.input` behind for their input)."""
     dtype: str = key("float32", choices=DTYPES)
     """Type that the model computes in: float32, bfloat16 or float16."""
     device: str = "auto"
-    """Torch device such as `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the first accelerator, else the CPU."""
+    """Torch device such as `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes an accelerator, else the CPU. With `auto` or
+    `cuda`, each worker of a machine takes the next GPUs."""
+    n_devices: int = key(1, least=1)
+    """GPUs per worker. Several share the layers of one model; they work one after the other."""
+    device_map: str | None = key(None, choices=DEVICE_MAPS)
+    """How transformers spreads the layers over these GPUs: `auto`, `balanced` or `sequential`. None is `auto` where
+    there are several."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; None is its default branch."""
     compatibility_mode: bool = False

@@ -20,6 +20,7 @@ from torch import Tensor
 import saepipe
 from saepipe import durable, saes
 from saepipe.errors import UserError, unknown
+from saepipe.hook_names import split_head, with_head
 from saepipe.saes.base import SAE
 
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
@@ -52,7 +53,7 @@ def save(
         "dtype": str(dtype).removeprefix("torch."),
         "device": "cpu",
         "metadata": {
-            **metadata,
+            **_with_head_index(metadata),
             "sae_lens_version": SAE_LENS_VERSION,
             "sae_lens_training_version": None,  # else SAELens writes its own version here
             "saepipe_version": saepipe.__version__,
@@ -91,7 +92,7 @@ def load(folder: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.
     config = _read_config(folder / CONFIG)
     sae = _build(config, folder / CONFIG).to(dtype)  # before the weights come, so that float64 stays what it was
     sae.load_state_dict(_read_weights(folder / WEIGHTS, sae) | {"norm_scale": torch.ones(())})
-    sae.metadata = config["metadata"]
+    sae.metadata = _with_head_in_name(config["metadata"])
     return sae.to(device).requires_grad_(False)
 
 
@@ -110,6 +111,22 @@ def _read_config(path: Path) -> dict[str, Any]:
         if config.get(key, "none") != "none":
             raise UserError(f"{path} says {key}={config[key]}, which is not in the weights; fold it and write none")
     return config
+
+
+def _with_head_index(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Name a single head as SAELens does: the hook of all heads in one place, the head's number in another."""
+    if "hook_name" not in metadata:
+        return metadata
+    hook, head = split_head(metadata["hook_name"])
+    return {**metadata, "hook_name": hook, "hook_head_index": head}
+
+
+def _with_head_in_name(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Name a single head as `model.hooks` does, whoever wrote the metadata."""
+    hook, head = metadata.get("hook_name"), metadata.get("hook_head_index")
+    if not isinstance(hook, str) or not isinstance(head, int):
+        return metadata
+    return {**metadata, "hook_name": with_head(hook, head)}
 
 
 def _build(config: dict[str, Any], path: Path) -> SAE:

@@ -50,6 +50,8 @@ class Group:
         """Check the range of every key."""
         for item in fields(self):
             name, value, rule = f"{self._group}.{item.name}", getattr(self, item.name), item.metadata
+            if value is None and item.default is None:
+                continue
             if rule.get("choices") and value not in rule["choices"]:
                 raise unknown(name, value, rule["choices"])
             if rule.get("filled") and not value.strip():

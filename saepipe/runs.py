@@ -12,6 +12,9 @@ from saepipe import durable, entry
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
 
+PLACES_MODEL = ("device", "n_devices", "device_map", "trust_remote_code")
+"""Keys of the model group that say how it is run here, and not what it is."""
+
 if TYPE_CHECKING:
     from saepipe.saes.base import SAE
     from saepipe.token_store import TokenStore
@@ -92,7 +95,7 @@ class Run:
         """Take a finished run's configuration for a verb that comes after training.
 
         Args:
-            config: What the user asked for: its evaluate and analyze groups, model.device, model.trust_remote_code and
+            config: What the user asked for: its evaluate and analyze groups, how the model is run (PLACES_MODEL) and
                 a typed store.dir are taken from it; all else is the run's, and a typed key that differs is refused.
 
         Raises:
@@ -103,16 +106,14 @@ class Run:
             raise UserError(
                 f"run.dir={self.folder} is not finished; go on with the same train command as before, then come back"
             )
+        kept = {"store.dir", *(f"model.{key}" for key in PLACES_MODEL)}
         for group in ("model", "data", "store", "stream", "sae", "optim", "train"):
             for key, (mine, there) in entry.differences(getattr(config, group), getattr(theirs, group), group).items():
-                free = key in ("model.device", "model.trust_remote_code", "store.dir")
-                if config.typed(key) and not free and not entry.agree(mine, there):
+                if config.typed(key) and key not in kept and not entry.agree(mine, there):
                     raise UserError(
                         f"{key}={mine} differs from the run's: {self.folder} has {key}={there}; leave the key out"
                     )
-        theirs.model = replace(
-            theirs.model, device=config.model.device, trust_remote_code=config.model.trust_remote_code
-        )
+        theirs.model = replace(theirs.model, **{key: getattr(config.model, key) for key in PLACES_MODEL})
         if config.typed("store.dir"):  # a store may have moved since
             theirs.store.dir = config.store.dir
         theirs.run, theirs.evaluate, theirs.analyze = config.run, config.evaluate, config.analyze

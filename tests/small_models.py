@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
@@ -39,6 +40,10 @@ def _neox(**extra: Any) -> PretrainedConfig:
     return GPTNeoXConfig(**shape, **extra)
 
 
+def _falcon() -> dict[str, Any]:
+    return {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, **_ids()}
+
+
 def _shape() -> dict[str, Any]:
     return {
         "hidden_size": WIDTH,
@@ -65,6 +70,7 @@ CONFIGS = {
     "gemma2": lambda **extra: Gemma2Config(head_dim=8, **_shape() | extra),
     "gemma3_text": lambda **extra: Gemma3TextConfig(head_dim=8, **_shape() | extra),
     "gpt_neox": _neox,
+    "falcon": lambda **extra: FalconConfig(**_falcon() | extra),
     "gpt_neox sequential": lambda **extra: _neox(use_parallel_residual=False, **extra),
 }
 

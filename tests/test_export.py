@@ -89,6 +89,20 @@ def test_loaded_sae_knows_how_it_was_trained(folder: Path) -> None:
     assert SAE.load(str(folder), dtype=torch.bfloat16).W_dec.dtype == torch.bfloat16
 
 
+def test_a_head_has_saelens_names_in_the_folder_and_ours_in_python(tmp_path: Path) -> None:
+    for hook, parts in {
+        "blocks.1.attn.hook_z.head.3": ("blocks.1.attn.hook_z", 3),
+        "blocks.1.attn.hook_z": ("blocks.1.attn.hook_z", None),
+        "model.layers.5.mlp.input": ("model.layers.5.mlp.input", None),
+    }.items():
+        export.save(make(), tmp_path / "one", metadata={"hook_name": hook, "hook_head_index": None})
+        export.save(make(), tmp_path / "two", metadata=export.load(tmp_path / "one").metadata)
+        for folder in (tmp_path / "one", tmp_path / "two"):
+            metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
+            assert (metadata["hook_name"], metadata["hook_head_index"]) == parts
+            assert export.load(folder).metadata["hook_name"] == hook
+
+
 def test_folder_without_our_metadata_opens(folder: Path) -> None:
     edit(folder, metadata=None)
     assert export.load(folder).cfg.k == 3

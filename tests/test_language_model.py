@@ -1,8 +1,8 @@
 """A model is opened from a folder or the hub, read and changed at its hook points, or refused in one sentence."""
 
-import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_models
@@ -11,6 +11,8 @@ import torch
 from saepipe.config import ModelConfig
 from saepipe.errors import UserError
 from saepipe.language_model import LanguageModel
+from saepipe.placement import Placement
+from saepipe.pretrained import Pretrained
 
 HOOK = "blocks.1.hook_resid_post"
 IDS = torch.randint(2, small_models.VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -33,7 +35,6 @@ def test_facts_without_weights(folder: Path, tmp_path: Path) -> None:
     assert (model.context_limit, model.width(HOOK)) == (small_models.CONTEXT_LIMIT, small_models.WIDTH)
     assert (model.capture_path, model.device.type) == ("huggingface", "cpu")
     assert model.tokenizer.bos_token_id == 0
-    assert HOOK in model.hooks()
     model.check_context(small_models.CONTEXT_LIMIT)
     with pytest.raises(UserError, match=r"data.context_size=65 is longer than the 64 tokens.*give at most that"):
         model.check_context(small_models.CONTEXT_LIMIT + 1)
@@ -49,6 +50,25 @@ def test_capture_is_hugging_faces_hidden_state(folder: Path) -> None:
     assert list(found) == [HOOK, "blocks.0.hook_resid_pre"]
     torch.testing.assert_close(found[HOOK], states[2])
     torch.testing.assert_close(found["blocks.0.hook_resid_pre"], states[0])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox"])
+def test_capture_costs_no_more_than_the_model_up_to_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Fused causal attention without a mask, once per block that is read; no later block and no logits."""
+    attention, masks = torch.nn.functional.scaled_dot_product_attention, []
+
+    def watched(*args: torch.Tensor, **keys: Any) -> torch.Tensor:
+        masks.append((keys.get("attn_mask"), keys["is_causal"]))
+        return attention(*args, **keys)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    model = opened(small_models.make(tmp_path, kind))
+    head = model._hooks.model.get_output_embeddings()
+    head.register_forward_hook(lambda *_: pytest.fail("logits are computed"))
+    model.capture(IDS, [HOOK, "blocks.0.hook_resid_pre"])
+    assert masks == [(None, True)] * 2
 
 
 def test_edit_replaces(folder: Path) -> None:
@@ -76,16 +96,48 @@ def test_dtype_is_the_models(folder: Path) -> None:
 
 
 def test_bridge_serves_the_other_hooks_with_heads_joined(folder: Path) -> None:
-    model = opened(folder, "blocks.1.attn.hook_z", HOOK)
+    hook = "blocks.1.attn.hook_q"
+    model = opened(folder, hook, HOOK)
     assert model.capture_path == "bridge"
-    assert model.width("blocks.1.attn.hook_z") == small_models.WIDTH
-    assert "blocks.0.attn.hook_q" in model.hooks()
-    assert model.capture(IDS, ["blocks.1.attn.hook_z"])["blocks.1.attn.hook_z"].shape == (2, 9, small_models.WIDTH)
+    assert model.width(hook) == small_models.WIDTH
+    assert model.capture(IDS, [hook])[hook].shape == (2, 9, small_models.WIDTH)
     clean = model.logits(IDS)
-    edit = {"blocks.1.attn.hook_z": lambda found: found * 2}
-    assert (model.logits(IDS, edit) - clean).abs().max() > 1e-3
+    assert (model.logits(IDS, {hook: lambda found: found * 2}) - clean).abs().max() > 1e-3
     torch.testing.assert_close(model.capture(IDS, [HOOK])[HOOK], opened(folder).capture(IDS, [HOOK])[HOOK])
     assert model.tokenizer.pad_token_id is None  # the bridge gave its own copy one
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox sequential"])
+def test_a_head_is_a_slice_on_either_way(tmp_path: Path, kind: str) -> None:
+    z, d_head = "blocks.1.attn.hook_z", small_models.WIDTH // 4
+    folder = small_models.make(tmp_path, kind)
+    ways = opened(folder, f"{z}.head.3"), opened(folder, f"{z}.head.3", "blocks.0.attn.hook_q.head.2")
+    assert [way.capture_path for way in ways] == ["huggingface", "bridge"]
+    slices = []
+    for way in ways:
+        assert way.width(f"{z}.head.3") == d_head
+        found = way.capture(IDS, [f"{z}.head.3", z, f"{z}.head.0"])
+        assert list(found) == [f"{z}.head.3", z, f"{z}.head.0"]
+        torch.testing.assert_close(found[f"{z}.head.3"], found[z][..., 3 * d_head :], atol=0, rtol=0)
+        torch.testing.assert_close(found[f"{z}.head.0"], found[z][..., :d_head], atol=0, rtol=0)
+        slices.append(found[z])
+
+        def zero_the_last(found: torch.Tensor) -> torch.Tensor:
+            return torch.cat([found[..., : 3 * d_head], torch.zeros_like(found[..., 3 * d_head :])], -1)
+
+        edited, expected = (way.logits(IDS, edits) for edits in ({f"{z}.head.3": torch.zeros_like}, {z: zero_the_last}))
+        torch.testing.assert_close(edited, expected, atol=0, rtol=0)
+        assert (edited - way.logits(IDS)).abs().max() > 1e-3
+    torch.testing.assert_close(*slices, atol=1e-5, rtol=1e-5)
+
+
+def test_heads_of_the_bridge_are_counted_where_they_are(tmp_path: Path) -> None:
+    k = "blocks.1.attn.hook_k"
+    model = opened(small_models.make(tmp_path, "llama"), f"{k}.head.1")
+    assert model.width(f"{k}.head.1") == small_models.WIDTH // 4
+    torch.testing.assert_close(model.capture(IDS, [f"{k}.head.1"])[f"{k}.head.1"], model.capture(IDS, [k])[k][..., 8:])
+    with pytest.raises(UserError, match=r"hook_k.head.2 names head 2 of a hook with 2; the last is .*hook_k.head.1"):
+        model.width(f"{k}.head.2")
 
 
 def test_compatibility_mode_has_hooked_transformers_numerics(folder: Path) -> None:
@@ -119,6 +171,7 @@ def test_a_hook_that_never_fires(folder: Path) -> None:
         ("blocks.².hook_resid_post", r"did you mean blocks"),
         ("block.1.hook_resid_post", r"did you mean blocks.1.hook_resid_post"),
         ("blocks.1.attn.hook_zz", r"did you mean blocks.1.attn.hook_z"),
+        ("blocks.1.attn.hook_qq", r"did you mean blocks.1.attn.hook_q"),
     ],
 )
 def test_unknown_hook(folder: Path, hook: str, message: str) -> None:
@@ -133,135 +186,119 @@ def test_mistyped_hook_is_refused_before_the_weights_load(folder: Path, tmp_path
         opened(tmp_path / "copy", "blocks.1.hook_resid_pots")
 
 
-def test_identity_follows_the_weights(folder: Path, tmp_path: Path) -> None:
-    before = opened(folder).identity
-    assert before == opened(folder).identity
-    json.dumps(before)
+PATH = "transformer.h.1.mlp"
+
+
+@pytest.fixture
+def unloadable(folder: Path, tmp_path: Path) -> Path:
     shutil.copytree(folder, tmp_path / "copy")
-    content = bytearray((folder / "model.safetensors").read_bytes())
-    content[-1] ^= 1
-    (tmp_path / "copy" / "model.safetensors").write_bytes(content)
-    assert opened(tmp_path / "copy").identity["weights"] != before["weights"]
-    assert opened(folder, dtype="bfloat16").identity != before
+    (tmp_path / "copy" / "model.safetensors").unlink()
+    return tmp_path / "copy"
+
+
+def test_a_modules_path_is_a_hook(folder: Path) -> None:
+    model = opened(folder, f"{PATH}.input", "transformer.h.2", PATH)
+    assert model.capture_path == "huggingface"
+    by_path = model.capture(IDS, ["transformer.h.2", PATH])
+    by_name = model.capture(IDS, ["blocks.2.hook_resid_post", "blocks.1.hook_mlp_out"])
+    for found, expected in zip(by_path.values(), by_name.values(), strict=True):
+        torch.testing.assert_close(found, expected, atol=0, rtol=0)
+    for path, name in (("transformer.h.2", "blocks.2.hook_resid_post"), (PATH, "blocks.1.hook_mlp_out")):
+        edited, expected = (model.logits(IDS, {place: lambda found: found.roll(1, -1)}) for place in (path, name))
+        torch.testing.assert_close(edited, expected, atol=0, rtol=0)
+
+
+def test_an_edit_may_keep_what_it_is_shown(tmp_path: Path) -> None:
+    """Falcon adds the attention's output to the MLP's in place: not to what the edit has kept."""
+    hook = "transformer.h.1.mlp"
+    model = opened(small_models.make(tmp_path, "falcon"), hook)
+    kept: list[torch.Tensor] = []
+    model.logits(IDS, {hook: lambda found: kept.append(found) or found})
+    torch.testing.assert_close(kept[0], model.capture(IDS, [hook])[hook], atol=0, rtol=0)
+
+
+def test_widths_at_paths_need_no_weights(unloadable: Path) -> None:
+    model = opened(unloadable, f"{PATH}.c_proj.input", PATH, "lm_head")
+    assert [model.width(hook) for hook in model.config.hooks] == [128, small_models.WIDTH, small_models.VOCAB]
+    assert [model.width(f"blocks.0.{hook}") for hook in ("attn.hook_z.head.3", "mlp.hook_post")] == [8, 128]
+    with pytest.raises(UserError, match=r"transformer.wte.input has shape \[2, 5\], not one vector per token"):
+        model.width("transformer.wte.input")
 
 
 @pytest.mark.parametrize(
-    ("device", "message"),
-    [("cuda:9", r"model.device=cuda:9 is not on this machine"), ("gpu0", r"model.device=gpu0 is no device")],
-)
-def test_device_that_is_not_there(folder: Path, device: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        LanguageModel.open(ModelConfig(name=str(folder), hooks=[HOOK], device=device))
-
-
-def test_folders_that_are_no_model(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no readable config.json"):
-        opened(tmp_path)
-    shutil.copy(folder / "config.json", tmp_path)
-    with pytest.raises(UserError, match=r"has no readable tokenizer"):
-        opened(tmp_path)
-    with pytest.raises(UserError, match=r"model.name=/nowhere/model does not exist"):
-        opened(Path("/nowhere/model"))
-
-
-def test_missing_weights_are_not_made_up(folder: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(folder, tmp_path / "copy")
-    weights = load_file(folder / "model.safetensors")
-    del weights["transformer.h.1.mlp.c_fc.weight"]
-    save_file(weights, tmp_path / "copy" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"lacks 1 of the model's weights, e.g. transformer.h.1.mlp.c_fc.weight"):
-        opened(tmp_path / "copy").capture(IDS, [HOOK])
-
-
-def test_hub_id_offline() -> None:
-    with pytest.raises(UserError, match=r"the hub cannot be reached .*`hf download owner/absent`.*HF_HUB_OFFLINE=1"):
-        LanguageModel.open(ModelConfig(name="owner/absent"))
-
-
-def configured(folder: Path, **keys: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
-
-
-@pytest.mark.parametrize(
-    "keys",
+    ("hooks", "message"),
     [
-        {"n_embd": 48},
-        {"vocab_size": 400},
-        {"n_head": 5},
-        {"n_head": 0},
-        {"n_layer": None},
-        {"activation_function": "nosuch"},
-        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        (["transformer.h.1.mpl"], r"hooks=transformer.h.1.mpl is not known; did you mean transformer.h.1.mlp, "),
+        (["transformer.h.1.mlp.inputs"], r"did you mean transformer.h.1.mlp.input, "),
+        (["transformer.h.3"], r"did you mean .*transformer.h.2"),
+        (["blocks.1.attn.hook_z.head.4"], r"names head 4 of a hook with 4; the last is blocks.1.attn.hook_z.head.3"),
+        (["blocks.1.hook_resid_post.head.0"], r"which has no heads; give blocks.1.hook_resid_post"),
+        (["blocks.7.attn.hook_z.head.4"], r"names block 7 of a model with 3; the last is blocks.2.attn.hook_z"),
+        (["blocks.1.attn.hook_z.heads.1"], r"did you mean blocks.1.attn.hook_z"),
+        (["blocks.1.mlp_out"], r"did you mean blocks.1.hook_mlp_out"),
+        ([PATH, "blocks.1.attn.hook_q"], r"hook_q needs the TransformerLens bridge.* into stores of their own"),
     ],
-    ids=str,
 )
-def test_a_configuration_that_does_not_fit_is_one_sentence(
-    folder: Path, tmp_path: Path, keys: dict[str, object]
+def test_unknown_paths_are_refused_without_weights(unloadable: Path, hooks: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        opened(unloadable, *hooks)
+
+
+def test_listed_names_need_no_skeleton(unloadable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pretrained, "skeleton", property(lambda _: pytest.fail("a skeleton is made")))
+    model = opened(unloadable, HOOK, "blocks.0.attn.hook_z.head.1")
+    assert (model.capture_path, model.width(HOOK)) == ("huggingface", small_models.WIDTH)
+
+
+def test_a_path_does_not_go_with_compatibility_mode(unloadable: Path) -> None:
+    with pytest.raises(UserError, match=r"is the path of a module, which model.compatibility_mode=true changes; give"):
+        opened(unloadable, PATH, compatibility_mode=True)
+
+
+def test_code_that_needs_its_weights_is_checked_once_they_are_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    configured(copy, **keys)
-    with pytest.raises(UserError, match=rf"model.name={copy} has no .*; give another Hugging Face model \(") as error:
-        opened(copy).capture(IDS, [HOOK])
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 600
+    monkeypatch.setattr(Pretrained, "skeleton", None)
+    model = opened(folder, PATH)
+    assert (model.capture_path, model.width(PATH)) == ("huggingface", small_models.WIDTH)
+    with pytest.raises(UserError, match=r"did you mean blocks.1.attn.hook_q"):
+        opened(folder, "blocks.1.attn.hook_qq")
+    with pytest.raises(UserError, match=r"did you mean transformer.h.1.mlp"):
+        opened(folder, "transformer.h.1.mpl")
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 200, (1 << 40).to_bytes(8, "little") + b"{}", None], ids=str)
-def test_damaged_weights_are_named(folder: Path, tmp_path: Path, content: bytes | None) -> None:
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    path = copy / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-500] if content is None else content)
-    with pytest.raises(UserError, match=rf"model.name={copy} has no weights"):
-        opened(copy).capture(IDS, [HOOK])
-    if content is not None:  # a cut at the end shows when the weights load
-        with pytest.raises(UserError, match=rf"model.name={copy} has damaged weights"):
-            _ = opened(copy).identity
+def test_a_device_map_changes_no_number(folder: Path) -> None:
+    plain = opened(folder)
+    for spread in (opened(folder, device_map="auto"), opened(folder, HOOK, "blocks.1.attn.hook_q", device_map="auto")):
+        assert spread.device.type == "cpu"
+        assert spread.identity == plain.identity
+        torch.testing.assert_close(spread.capture(IDS, [HOOK]), plain.capture(IDS, [HOOK]), atol=1e-5, rtol=1e-5)
+        edits = {HOOK: lambda found: found * 2}
+        torch.testing.assert_close(spread.logits(IDS, edits), plain.logits(IDS, edits), atol=1e-5, rtol=1e-5)
+    compatible = opened(folder, compatibility_mode=True, device_map="auto")
+    expected = opened(folder, compatibility_mode=True).capture(IDS, [HOOK])
+    torch.testing.assert_close(compatible.capture(IDS, [HOOK]), expected)
 
 
-def test_a_cut_pytorch_file_is_named(folder: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
-    (copy / "model.safetensors").unlink()
-    path = copy / "pytorch_model.bin"
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(UserError, match=rf"model.name={copy} has no weights"):
-        opened(copy).capture(IDS, [HOOK])
-
-
-@pytest.mark.parametrize("kind", ["bert", "roberta", "vit", "resnet", "t5"])
-def test_models_that_are_no_causal_language_model(folder: Path, tmp_path: Path, kind: str) -> None:
-    from transformers import AutoConfig
-
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    AutoConfig.for_model(kind).save_pretrained(copy)
-    with pytest.raises(UserError, match=rf"is no causal language model .*model_type={kind}\); give one such as"):
-        opened(copy)
+@pytest.mark.parametrize("other", ["blocks.0.hook_resid_mid", "blocks.0.attn.hook_q"])
+def test_layers_in_several_places(tmp_path: Path, other: str) -> None:
+    """Two places that a machine without GPUs has: accelerate's hooks then bring weights and activations together."""
+    z = "blocks.1.attn.hook_z.head.2"
+    folder = small_models.make(tmp_path, "llama")
+    plain, spread = opened(folder, z, HOOK, other), opened(folder, z, HOOK, other)
+    parts = {"embed_tokens": "cpu", "layers.0": "cpu", "layers.1": "disk", "layers.2": "cpu", "norm": "cpu"}
+    device_map = {f"model.{part}": place for part, place in parts.items()} | {"model.rotary_emb": "cpu"}
+    spread._placement = Placement(torch.device("cpu"), device_map | {"lm_head": "cpu"})
+    for _ in range(2):  # what `Stop` leaves half done does no harm
+        found, expected = spread.capture(IDS, [z, other, HOOK]), plain.capture(IDS, [z, other, HOOK])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for hook in (z, HOOK, other):
+        edited, expected = (model.logits(IDS, {hook: lambda found: found.roll(1, -1)}) for model in (spread, plain))
+        torch.testing.assert_close(edited, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_an_encoder_made_a_decoder_is_accepted(folder: Path, tmp_path: Path) -> None:
-    from transformers import AutoConfig
-
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    AutoConfig.for_model("bert", is_decoder=True).save_pretrained(copy)
-    assert opened(copy).n_layers == 12
-
-
-def test_running_out_of_memory_is_not_blamed_on_the_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import AutoModelForCausalLM
-
-    def fail(*args: object, **keys: object) -> None:
-        raise RuntimeError("CUDA error: out of memory")
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
-    with pytest.raises(UserError, match=r"loading model.name=.* ran out of memory; try model.dtype=bfloat16"):
-        opened(folder).capture(IDS, [HOOK])
-
-
-def test_a_revision_of_a_folder_is_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"model.revision=main has no meaning for model.name=.*leave model.revision"):
-        opened(folder, revision="main")
+def test_devices_are_checked_before_the_model() -> None:
+    with pytest.raises(UserError, match=r"model.n_devices=2 needs as many CUDA GPUs"):
+        LanguageModel.open(ModelConfig(name="owner/absent", device="cpu", n_devices=2))
+    with pytest.raises(UserError, match=r"model.name=owner/absent"):
+        LanguageModel.open(ModelConfig(name="owner/absent", device="cpu"), local_rank=3)
