@@ -17,7 +17,7 @@ ROWS = {"id": list(range(300)), "text": TEXTS, "ids": [[number % 7, 2, 3] for nu
 
 
 def read(path: Path, **keys: object) -> list[object]:
-    return list(Source.open(DataConfig(path=str(path), **keys), seed=0).documents())
+    return [document for _, document in Source.open(DataConfig(path=str(path), **keys), seed=0).documents()]
 
 
 def _txt(path: Path, rows: dict[str, list]) -> None:
@@ -88,7 +88,7 @@ def test_demo_is_endless() -> None:
     source = Source.open(DataConfig(path="demo"), seed=3)
     first, second = list(islice(source.documents(), 20)), list(islice(source.documents(), 20))
     assert first == second
-    assert len({*map(str, first)}) > 15
+    assert len({text for _, text in first}) > 15
     assert first != list(islice(Source.open(DataConfig(path="demo"), seed=4).documents(), 20))
 
 
@@ -275,3 +275,33 @@ def test_files_are_known_by_their_place_in_the_folder(tmp_path: Path) -> None:
         _jsonl(tmp_path / name, {"text": texts})
     source = Source.open(DataConfig(path=str(tmp_path)), seed=0)
     assert source.files == {name: (tmp_path / name).stat().st_size for name in ("x/part-0.jsonl", "y/part-0.jsonl")}
+
+
+def _saved(path: Path, rows: dict[str, list]) -> None:
+    datasets.Dataset.from_dict(rows).save_to_disk(path)
+
+
+@pytest.mark.parametrize("kind", [*WRITERS, "saved", "demo"])
+def test_beginning_at_a_row_gives_what_is_left(tmp_path: Path, kind: str) -> None:
+    """Empty documents count as rows, and rows are counted over all files."""
+    rows = {"text": [text if number % 9 else "" for number, text in enumerate(TEXTS)]}
+    if kind in ("saved", "demo"):
+        _saved(tmp_path / "data", rows)
+    else:
+        (tmp_path / "data").mkdir()
+        for name, part in (("a", slice(0, 100)), ("b", slice(100, 300))):
+            WRITERS[kind](tmp_path / "data" / f"{name}.{kind}", {"text": rows["text"][part]})
+    source = Source.open(DataConfig(path="demo" if kind == "demo" else str(tmp_path / "data")), seed=0)
+    whole = list(islice(source.documents(), 300))
+    assert [row for row, _ in whole] == sorted({row for row, _ in whole})
+    for first in (290,) if kind == "demo" else (1, 9, 10, 64, 99, 100, 101, 250, 299, 300, 1000):
+        left = list(islice(source.documents(first), 300))
+        expected = [item for item in whole if item[0] >= first]
+        assert (left if kind != "demo" else left[: len(expected)]) == expected
+
+
+def test_a_later_beginning_knows_what_the_first_document_was(tmp_path: Path) -> None:
+    _jsonl(tmp_path / "a.jsonl", {"text": ["text", [1, 2]]})
+    source = Source.open(DataConfig(path=str(tmp_path / "a.jsonl")), seed=0)
+    with pytest.raises(UserError, match=r"data.column=text holds \[1, 2\] \(list\) in row 1"):
+        list(source.documents(1))

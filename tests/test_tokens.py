@@ -1,17 +1,26 @@
 """Documents become contexts: where each token lands, which are special, and what is refused."""
 
+import itertools
 import json
+import logging
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small_models
+from small_store import files
 from transformers import PreTrainedTokenizerFast
 
+from saepipe import tokens
 from saepipe.config import DataConfig
 from saepipe.errors import UserError
 from saepipe.sources import Source
 from saepipe.token_store import TokenStore
+from saepipe.token_writer import TokenStoreWriter
 from saepipe.tokens import build
 
 BOS, EOS = 0, 1
@@ -163,3 +172,154 @@ def test_reserved_special_tokens_count(tmp_path: Path) -> None:
     source = Source.open(DataConfig(path="demo", context_size=8), seed=0)
     store = build(tmp_path, source, tokenizer, tokens=8, vocab_size=reserved + 1)
     assert store.special_ids == [BOS, EOS, reserved]
+
+
+# ---- killed and gone on with
+
+# Tokenises in forked children and kills them one after the other at random moments, until one of them finishes.
+KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+from saepipe import tokens
+from test_tokens import resumable
+
+tokens._SAVE_EVERY_S, tokens._CHUNK_CHARACTERS = 0, 1000
+folder, kind, chance = Path(sys.argv[1]), sys.argv[2], random.Random(sys.argv[2])
+resumable(folder / "imports", kind)  # what the children need, too
+begin_s = time.monotonic()
+resumable(folder / "undisturbed", kind)
+whole_s = time.monotonic() - begin_s
+for n in range(300):
+    child = os.fork()
+    if not child:
+        store = resumable(folder / "killed", kind)
+        os._exit(0 if store.train.ids.size else 1)
+    time.sleep(chance.random() * whole_s * (n + 5) / 20)  # ever later: a busy machine needs longer
+    pid, status = os.waitpid(child, os.WNOHANG)
+    if pid:
+        assert status == 0
+        break
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+print(n)
+"""
+
+
+def resumable(folder: Path, kind: str) -> TokenStore:
+    """Tokenise text, ids or the demo's corpus; some rows are empty, some documents longer than a chunk."""
+    rows: list[object] = [None if number % 11 == 0 else text * (number % 50) for number, text in enumerate(TEXTS * 10)]
+    if kind == "ids":
+        rows = [[] if number % 11 == 0 else [5 + number % 300] * (number % 100) for number in range(4000)]
+    path = folder.parent / f"{'ids' if kind == 'ids' else 'text'}.jsonl"
+    if not path.exists():
+        path.write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    keys = {"context_size": 16, "held_out": 0.2, "pack": kind != "unpacked"}
+    source = Source.open(DataConfig(path="demo" if kind == "demo" else str(path), **keys), seed=0)
+    wanted = 30_000 if kind == "demo" else 80_000
+    return build(folder / "tokens", source, TOKENIZER, tokens=wanted, vocab_size=small_models.VOCAB)
+
+
+@pytest.mark.parametrize("kind", ["text", "ids", "unpacked", "demo"])
+def test_sigkill_again_and_again_changes_no_byte(tmp_path: Path, kind: str) -> None:
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{here.parent}:{here}"}
+    command = [sys.executable, "-W", "ignore", "-c", KILLS, str(tmp_path), kind]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 3, "the work is done before anybody can disturb it"
+    assert files(tmp_path / "killed" / "tokens") == files(tmp_path / "undisturbed" / "tokens")
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, folder: Path, kind: str, *, after: int, error: BaseException) -> None:
+    """End with an error while a chunk is written."""
+    append, calls = TokenStoreWriter.append, itertools.count()
+
+    def failing(*arguments: object) -> None:
+        append(*arguments)
+        if next(calls) == after:
+            raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "_SAVE_EVERY_S", 0)
+        patch.setattr(tokens, "_CHUNK_CHARACTERS", 5000)
+        patch.setattr(TokenStoreWriter, "append", failing)
+        with pytest.raises(type(error)):
+            resumable(folder, kind)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), UserError("a bad row")])
+def test_goes_on_after_an_error_where_it_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    monkeypatch.setattr(tokens, "_CHUNK_CHARACTERS", 5000)
+    interrupted(monkeypatch, tmp_path / "a", "text", after=21, error=error)
+    assert [path.name for path in (tmp_path / "a" / "tokens").iterdir()] == ["partial"]
+    caplog.set_level(logging.INFO)
+    read = []
+    documents = Source.documents
+    monkeypatch.setattr(Source, "documents", lambda self, first=0: read.append(first) or documents(self, first))
+    resumable(tmp_path / "a", "text")
+    done = re.search(r"resuming at ([\d,]+) of 80,000 tokens", caplog.text)
+    assert done is not None
+    assert int(done[1].replace(",", "")) > 2000
+    assert read[0] == 0  # the first document, when the source is opened
+    assert read[1] > 20
+    resumable(tmp_path / "b", "text")
+    assert files(tmp_path / "a" / "tokens") == files(tmp_path / "b" / "tokens")
+
+
+def test_a_changed_configuration_starts_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tokens, "_CHUNK_CHARACTERS", 5000)
+    interrupted(monkeypatch, tmp_path / "a", "text", after=21, error=KeyboardInterrupt())
+    resumable(tmp_path / "a", "unpacked")
+    assert "of another plan (data.pack differs), so tokenising starts over" in caplog.text
+    resumable(tmp_path / "b", "unpacked")
+    assert files(tmp_path / "a" / "tokens") == files(tmp_path / "b" / "tokens")
+
+
+def test_what_is_left_beside_a_finished_store_goes(tmp_path: Path) -> None:
+    """A run may be killed between its last two steps."""
+    resumable(tmp_path, "text")
+    before = files(tmp_path / "tokens")
+    (tmp_path / "tokens" / "partial").mkdir()
+    (tmp_path / "tokens" / "partial" / "progress.json").write_text("{}")
+    resumable(tmp_path, "text")
+    assert files(tmp_path / "tokens") == before
+
+
+def test_too_few_tokens_leave_nothing_though_some_were_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_SAVE_EVERY_S", 0)
+    monkeypatch.setattr(tokens, "_CHUNK_CHARACTERS", 1000)
+    with pytest.raises(UserError, match=r"store.tokens=100000 is more than"):
+        make(tmp_path, TEXTS, tokens=100_000)
+    assert not list((tmp_path / "tokens").iterdir())
+
+
+def test_a_full_disk_that_grows(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_SAVE_EVERY_S", 0)
+    monkeypatch.setattr(tokens, "_CHUNK_CHARACTERS", 1000)
+    expected = files(resumable(tmp_path / "a", "ids").folder)
+    (tmp_path / "store").symlink_to(small_disk)
+    states: list[dict[str, object] | None] = []
+    go_on = tokens._Reading.go_on
+    monkeypatch.setattr(
+        tokens._Reading,
+        "go_on",
+        lambda self, writer, wanted: states.append(writer.state) or go_on(self, writer, wanted),
+    )
+    for size_kb in range(8, 4000, 200):
+        subprocess.run(["mount", "-o", f"remount,size={size_kb}k", str(small_disk)], check=True)
+        try:
+            resumable(tmp_path / "store", "ids")
+            break
+        except UserError as error:
+            said = str(error)
+        assert said.startswith(f"store.dir={tmp_path / 'store'} has no space left on its disk")
+    rows = [state["row"] if state else 0 for state in states]
+    assert len(set(rows)) > 3
+    assert rows == sorted(rows)
+    assert files(small_disk / "tokens") == expected
