@@ -84,7 +84,10 @@ class DataConfig:
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
     column: str = "text"
-    """Column with the text, or with lists of token ids (taken as they are)."""
+    """Column with the text, with lists of token ids (taken as they are), or with conversations (see chat_template)."""
+    chat_template: str | None = None
+    """Read conversations (lists of messages, each with role and content), written with this template: `default` is the
+    tokenizer's own, anything else the path of a jinja file. None: the column holds text or token ids."""
     streaming: bool = False
     """Read a hub data set over the network as needed, instead of downloading it first."""
     context_size: int = 128
@@ -103,6 +106,8 @@ class DataConfig:
         """Check the ranges."""
         if not self.path.strip():
             raise UserError("data.path is empty; give a hub id, a file, a folder, or 'demo'")
+        if self.chat_template is not None and not self.chat_template.strip():
+            raise UserError("data.chat_template is empty; give 'default' or the path of a jinja file, or leave it out")
         at_least("data.context_size", self.context_size, 3)  # position 0 is left out, the last has no target
         if not 0 <= self.held_out <= 0.5:
             raise UserError(f"data.held_out={self.held_out} is out of range; give a fraction from 0 to 0.5")

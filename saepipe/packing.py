@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Document = Int32[np.ndarray, "array _"]
-"""A document's tokens: their ids, and the number of the document."""
+"""A document's tokens: their ids, the number of the document, and the numbers of their roles."""
 Contexts = Int32[np.ndarray, "array context seq"]
 """The same, cut into contexts."""
 
@@ -31,7 +31,7 @@ class Packer:
         """
         self.pack, self.bos, self.separator = pack, bos, separator
         self.body = context_size - (bos is not None)
-        self.rest: Document = np.empty((2, 0), np.int32)
+        self.rest: Document = np.empty((3, 0), np.int32)
         """What waits: less than a context."""
 
     @classmethod
@@ -62,7 +62,7 @@ class Packer:
         if self.bos is None:
             return contexts
         begin = contexts[:, :, :1].copy()
-        begin[0] = self.bos
+        begin[0], begin[2] = self.bos, 0
         return np.concatenate([begin, contexts], axis=2)
 
     def _prepared(self, document: Document) -> Document:
@@ -78,7 +78,7 @@ class Packer:
         if self.separator is None or not document.shape[1] or ids[-1] == self.separator:
             return document
         end = document[:, -1:].copy()
-        end[0] = self.separator
+        end[0], end[2] = self.separator, 0
         return np.concatenate([document, end], axis=1)
 
 

@@ -1,6 +1,7 @@
 """Where documents come from: files and folders, hub data sets through `datasets`, or the demo's corpus.
 
-A document is a row of a data set, as text or as token ids; in a txt file, a paragraph between blank lines.
+A document is a row of a data set, as text, as token ids or as a conversation; in a txt file, a paragraph between blank
+lines.
 """
 
 import reprlib
@@ -13,18 +14,30 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 import xxhash
 
-from saepipe import data_files, hub
+from saepipe import conversations, data_files, hub
 from saepipe.config import DataConfig
+from saepipe.conversations import Conversation
 from saepipe.data_files import reading
 from saepipe.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-_DECIDING = ("path", "name", "split", "revision", "column", "context_size", "prepend_bos", "pack", "held_out")
+_DECIDING = (
+    "path",
+    "name",
+    "split",
+    "revision",
+    "column",
+    "chat_template",
+    "context_size",
+    "prepend_bos",
+    "pack",
+    "held_out",
+)
 
-Document = str | list[int]
-"""Text, or token ids."""
+Document = str | list[int] | Conversation
+"""Text, token ids, or messages."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,11 @@ class Source:
         """
         if not data.path:
             raise UserError("data.path is empty; give a hub id, a local file or folder, or 'demo'")
+        if data.chat_template not in (None, "default") and not Path(data.chat_template).expanduser().is_file():
+            raise UserError(
+                f"data.chat_template={data.chat_template} is no file; give 'default' for the tokenizer's own template, "
+                "or the path of a jinja file"
+            )
         path = None if data.path == "demo" else hub.local(data.path)
         if path is None and data.path != "demo":
             rows, commit = _load_hub(data)
@@ -91,6 +109,8 @@ class Source:
         values = {f"data.{key}": getattr(self.data, key) for key in _DECIDING}
         if self.files:
             values["data.path"] = str(hub.local(self.data.path))
+        if self.data.chat_template not in (None, "default"):
+            values["data.chat_template"] = str(hub.local(self.data.chat_template))
         return {**values, "data.path (bytes of its files)": self.files, "store.seed": self.seed}
 
     def documents(self, first: int = 0) -> Iterator[tuple[int, Document]]:
@@ -107,6 +127,8 @@ class Source:
             for row, value in enumerate(self.values(first), first):
                 if value is None:
                     continue
+                if self.data.chat_template is not None:
+                    value = conversations.parse(value, f"data.column={self.data.column}, row {row} (counted from 0)")
                 kind = kind or type(value)
                 if not _is_document(value) or type(value) is not kind:
                     raise UserError(
@@ -119,11 +141,17 @@ class Source:
 
     def holds_out(self, document: Document) -> bool:
         """Tell a document's side; the same text is on the same side whatever the tokenizer."""
-        content = document.encode() if isinstance(document, str) else np.asarray(document, "<i8").tobytes()
+        content: bytes
+        if isinstance(document, tuple):
+            content = conversations.canonical(document)
+        else:
+            content = document.encode() if isinstance(document, str) else np.asarray(document, "<i8").tobytes()
         return xxhash.xxh3_64_intdigest(content, self.seed % 2**64) < self.data.held_out * 2**64
 
 
 def _is_document(value: object) -> TypeGuard[Document]:
+    if isinstance(value, tuple):  # a conversation; data has no tuples
+        return True
     if isinstance(value, str):
         return value.isascii() or bool(value.encode())  # JSON can hold half a surrogate pair, which is no text
     return isinstance(value, list) and (

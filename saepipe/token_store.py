@@ -1,31 +1,35 @@
 """The token store: what the language model reads, packed into contexts, on disk and memory-mapped.
 
 - `plan.json`: what made it, and the number of contexts and the hash of every file
-- `{train,heldout}.{ids,documents,special}`: raw arrays [contexts, context_size]
+- `{train,heldout}.{ids,documents,special}`: raw arrays [contexts, context_size]; of chat data `roles`, too
 
 It is immutable: the hash in plan.json is its identity. Text becomes ids in `saepipe.tokens`, and `saepipe.token_writer`
 writes them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Int32, Int64, UInt8
 
 from saepipe.durable import fits, read_sealed, seal, xxh3
-from saepipe.errors import UserError
+from saepipe.errors import UserError, unknown
 
 FORMAT = 2
 SIDES = ("train", "heldout")
 ARRAYS = {"ids": "<i4", "documents": "<i4", "special": "|b1"}
 """Arrays of each side -> their type on disk."""
+CHAT_ARRAYS = ARRAYS | {"roles": "|u1"}
+"""The same of chat data."""
 _DOCUMENT = {
     "format": int,
     "context_size": int,
     "special_ids": list[int],
-    "files": {f"{side}.{name}": {"contexts": int, "xxh3": str} for side in SIDES for name in ARRAYS},
+    "roles": list[str],
+    "files": dict[str, Any],
     "source": dict[str, Any],
 }
 _CURE = "delete that folder and run the same `python -m saepipe.cache` command again"
@@ -50,6 +54,10 @@ class Side:
     """Number of the document that each token comes from."""
     special: Bool[np.ndarray, "context seq"]
     """Which tokens are special ones (beginning, end, padding ...)."""
+    roles: UInt8[np.ndarray, "context seq"] | None = None
+    """Number of the role that each token belongs to, an index of `role_names`; None where the data is no chat data."""
+    role_names: tuple[str, ...] = ()
+    """The roles: `template` for what the chat template writes, then those of the messages."""
 
     def __len__(self) -> int:
         """Return the number of contexts."""
@@ -58,6 +66,23 @@ class Side:
     def ordinary(self, rows: Int64[np.ndarray, " token"]) -> Bool[np.ndarray, " token"]:
         """Return the `ordinary` mask of rows, each given as context * context_size + position."""
         return ordinary(self.special.reshape(-1)[rows], rows % self.ids.shape[1])
+
+    def in_roles(self, rows: Int64[np.ndarray, " token"], names: Sequence[str]) -> Bool[np.ndarray, " token"]:
+        """Tell which rows, each given as context * context_size + position, belong to one of some roles.
+
+        Raises:
+            UserError: The data is no chat data, or has no such role.
+        """
+        wanted = f"stream.roles=[{','.join(names)}]"
+        if self.roles is None:
+            raise UserError(
+                f"{wanted} needs roles, and the store was made of data without them; cache another store.dir with "
+                "data.chat_template, or leave stream.roles out"
+            )
+        for name in names:
+            if name not in self.role_names:
+                raise unknown("stream.roles", name, self.role_names, "Those are the roles of the store's messages.")
+        return np.isin(self.roles.reshape(-1)[rows], [self.role_names.index(name) for name in names])
 
     def ordinary_contexts(self, start: int, stop: int) -> Bool[np.ndarray, "context seq"]:
         """Return the `ordinary` mask of the contexts from `start` to before `stop`."""
@@ -76,6 +101,8 @@ class TokenStore:
         self.special_ids: list[int] = document["special_ids"]
         self.source: dict[str, Any] = document["source"]
         """What made the store, as `TokenStoreWriter` was told."""
+        self.role_names: list[str] = document["roles"]
+        """What the numbers in `Side.roles` stand for, `template` first; empty where the data is no chat data."""
         self._files: dict[str, dict[str, Any]] = document["files"]
         self.train = self._side("train")
         self.heldout = self._side("heldout")
@@ -99,13 +126,15 @@ class TokenStore:
                 f"{folder} was written by another version of saepipe (format {document.get('format')}, and this one "
                 f"reads {FORMAT}); use that version, or another store.dir"
             )
-        if not fits(document, _DOCUMENT):
+        arrays = CHAT_ARRAYS if document.get("roles") else ARRAYS
+        files = {f"{side}.{name}": {"contexts": int, "xxh3": str} for side in SIDES for name in arrays}
+        if not fits(document, _DOCUMENT | {"files": files}):
             raise _damaged(folder / "plan.json", "does not describe tokens")
         return cls(folder, document, seal(document))
 
     def _side(self, side: str) -> Side:
         arrays = {}
-        for name, kind in ARRAYS.items():
+        for name, kind in (CHAT_ARRAYS if self.role_names else ARRAYS).items():
             path = self.folder / f"{side}.{name}"
             contexts = self._files[path.name]["contexts"]
             expected = contexts * self.context_size * np.dtype(kind).itemsize
@@ -115,7 +144,7 @@ class TokenStore:
             shape = (contexts, self.context_size)
             # numpy maps no empty file
             arrays[name] = np.memmap(path, kind, "r", shape=shape) if contexts else np.empty(shape, kind)
-        return Side(**arrays)
+        return Side(**arrays, role_names=tuple(self.role_names))
 
     def verify(self) -> None:
         """Read every file and compare its hash.

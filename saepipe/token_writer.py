@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -16,11 +16,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, UInt8
 
 from saepipe.durable import commit, disk_errors, fits, read_sealed, remove_stale, write_sealed
 from saepipe.errors import UserError
-from saepipe.token_store import ARRAYS, FORMAT, SIDES, TokenStore
+from saepipe.token_store import ARRAYS, CHAT_ARRAYS, FORMAT, SIDES, TokenStore
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,13 @@ class TokenStoreWriter:
     """What `save` was last told by the writer before this one; None where this one begins anew."""
 
     def __init__(
-        self, folder: str | Path, *, context_size: int, source: dict[str, Any], revision: str | None = None
+        self,
+        folder: str | Path,
+        *,
+        context_size: int,
+        source: dict[str, Any],
+        revision: str | None = None,
+        with_roles: bool = False,
     ) -> None:
         """Go on with what an earlier writer saved for the same source, or begin.
 
@@ -47,6 +53,7 @@ class TokenStoreWriter:
             context_size: Tokens per context.
             source: What makes the store (JSON values): data configuration, tokenizer identity, seed ...
             revision: What data that may change is at now; going on needs the same, opening a finished store does not.
+            with_roles: Each token has a role.
 
         Raises:
             UserError: There is a token store already, or the disk is full or forbidden.
@@ -57,7 +64,8 @@ class TokenStoreWriter:
         self._source: dict[str, Any] = json.loads(json.dumps(source))
         self._revision = revision
         self._files: dict[str, BinaryIO] = {}
-        self._hashes = {name: xxhash.xxh3_64() for name in _names()}
+        self._kinds = CHAT_ARRAYS if with_roles else ARRAYS
+        self._hashes = {name: xxhash.xxh3_64() for name in self._names}
         self._cleanup = ExitStack()
         self._keep = True
         try:
@@ -65,6 +73,10 @@ class TokenStoreWriter:
         except BaseException:
             self.__exit__(None, None, None)
             raise
+
+    @property
+    def _names(self) -> list[str]:
+        return [f"{side}.{array}" for side in SIDES for array in self._kinds]
 
     # ---- beginning and going on
 
@@ -87,8 +99,8 @@ class TokenStoreWriter:
         self._cleanup.close()
         self._discard()
         self._partial.mkdir()
-        self._hashes = {name: xxhash.xxh3_64() for name in _names()}
-        for name in _names():
+        self._hashes = {name: xxhash.xxh3_64() for name in self._names}
+        for name in self._names:
             self._files[name] = self._cleanup.enter_context((self._partial / name).open("xb"))
 
     def _go_on(self) -> bool:
@@ -134,7 +146,7 @@ class TokenStoreWriter:
             "revision": Any,
             "state": Any,
         }
-        kinds["files"] = {name: {"bytes": int, "xxh3": str} for name in _names()}
+        kinds["files"] = {name: {"bytes": int, "xxh3": str} for name in self._names}
         if record.get("format") != FORMAT or not fits(record, kinds):
             raise _UnusableError(f"{path} is of another version of saepipe")
         if (record["context_size"], record["source"]) != (self._context_size, self._source):
@@ -165,7 +177,7 @@ class TokenStoreWriter:
         """Delete all files of a store that is not finished."""
         discard_partial(self._folder)
         if not (self._folder / "plan.json").exists():
-            for name in _names():
+            for name in (f"{side}.{array}" for side in SIDES for array in CHAT_ARRAYS):
                 (self._folder / name).unlink(missing_ok=True)
 
     def contexts(self, side: str) -> int:
@@ -178,13 +190,17 @@ class TokenStoreWriter:
         ids: Int32[np.ndarray, "context seq"],
         documents: Int32[np.ndarray, "context seq"],
         special: Bool[np.ndarray, "context seq"],
+        roles: UInt8[np.ndarray, "context seq"] | None = None,
     ) -> None:
         """Append contexts to a side (`train` or `heldout`)."""
         assert ids.shape[1] == self._context_size
         arrays = {"ids": ids, "documents": documents, "special": special}
+        if roles is not None:
+            arrays["roles"] = roles
+        assert arrays.keys() == self._kinds.keys()
         with disk_errors("store.dir", self._folder.parent):
             for name, values in arrays.items():
-                content = np.ascontiguousarray(values, ARRAYS[name]).data
+                content = np.ascontiguousarray(values, self._kinds[name]).data
                 self._files[f"{side}.{name}"].write(content)
                 self._hashes[f"{side}.{name}"].update(content)
 
@@ -216,11 +232,12 @@ class TokenStoreWriter:
         """Leave nothing for the next writer, where going on could only end in the same error."""
         self._keep = False
 
-    def finish(self, *, special_ids: list[int]) -> TokenStore:
+    def finish(self, *, special_ids: list[int], roles: Sequence[str] = ()) -> TokenStore:
         """Give the files their final names, plan.json last, and open the store.
 
         Args:
             special_ids: Ids of the special tokens.
+            roles: Names of the roles, where tokens have one.
         """
         with disk_errors("store.dir", self._folder.parent):
             contexts = {side: self.contexts(side) for side in SIDES}
@@ -234,6 +251,7 @@ class TokenStoreWriter:
                 "format": FORMAT,
                 "context_size": self._context_size,
                 "special_ids": sorted(special_ids),
+                "roles": list(roles),
                 "files": files,
                 "source": self._source,
             }
@@ -250,10 +268,6 @@ def discard_partial(folder: Path) -> None:
 
 class _UnusableError(Exception):
     """What an earlier writer left cannot be gone on with; says why."""
-
-
-def _names() -> list[str]:
-    return [f"{side}.{array}" for side in SIDES for array in ARRAYS]
 
 
 def _read(file: BinaryIO, size: int) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Text, or token ids, packed into contexts: what the language model will read.
+"""Text, conversations or token ids, packed into contexts: what the language model will read.
 
 1. A source gives documents: rows of a data set, blank-line separated paragraphs of a txt file, the demo's corpus.
 2. A document's own text decides, with the seed, whether it is trained on or held out.
@@ -7,8 +7,6 @@
 Every half minute all of it is saved. Killed at any moment and started again, it goes on from there, to the same bytes.
 """
 
-import hashlib
-import json
 import logging
 import math
 import time
@@ -17,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int32
 
 from saepipe import packing, progress
 from saepipe.config import DataConfig
+from saepipe.encoding import Encoder
 from saepipe.errors import UserError
-from saepipe.packing import Contexts, Packer, outside
+from saepipe.packing import Contexts, Packer
 from saepipe.sources import Document, Source
 from saepipe.token_store import SIDES, TokenStore
 from saepipe.token_writer import TokenStoreWriter, discard_partial
@@ -62,29 +60,32 @@ def build(
         UserError: Too few tokens, ids that the model does not know, a special token that is missing, or a token store
             of other data in the folder.
     """
-    identity = {
-        **source.identity,
-        "store.tokens": tokens,
-        "model.name (tokenizer)": _tokenizer_hash(tokenizer),
-        "model.name (size of the vocabulary)": vocab_size,
-    }
+    encoder = Encoder(source.data, tokenizer, vocab_size)
+    identity = {**source.identity, **encoder.identity, "store.tokens": tokens}
     if (Path(folder) / "plan.json").exists():
         store = _reuse(TokenStore.open(folder), identity)
         discard_partial(store.folder)
         return store
-    special_ids = _special_ids(tokenizer)
-    reading = _Reading(source, tokenizer, vocab_size)
+    special_ids = encoder.special_ids
+    reading = _Reading(source, encoder)
     context_size = source.data.context_size
     needed = math.ceil(tokens / context_size)
-    with TokenStoreWriter(folder, context_size=context_size, source=identity, revision=source.commit) as writer:
+    with TokenStoreWriter(
+        folder,
+        context_size=context_size,
+        source=identity,
+        revision=source.commit,
+        with_roles=encoder.chat is not None,
+    ) as writer:
         done = reading.go_on(writer, tokens)
         saved_s = time.monotonic()
         with progress.bar("tokens", tokens, done) as bar:
             for sides in reading.contexts():
                 for side, contexts in sides.items():
                     room = needed - writer.contexts("train") if side == "train" else contexts.shape[1]
-                    ids, documents = contexts[:, :room]
-                    writer.append(side, ids, documents, np.isin(ids, special_ids))
+                    ids, documents, roles = contexts[:, :room]
+                    special = np.isin(ids, special_ids)
+                    writer.append(side, ids, documents, special, roles.astype(np.uint8) if encoder.chat else None)
                 bar.update(min(writer.contexts("train") * context_size, tokens) - bar.n)
                 if writer.contexts("train") == needed:
                     break
@@ -96,16 +97,18 @@ def build(
                 raise _too_few(source.data, writer.contexts("train"), tokens)
         if source.data.held_out and not writer.contexts("heldout"):
             log.warning("data.held_out=%s left no whole context out: evaluation needs more", source.data.held_out)
-        return writer.finish(special_ids=special_ids)
+        return writer.finish(special_ids=special_ids, roles=encoder.chat.roles if encoder.chat else [])
 
 
 class _Reading:
     """The way of the documents into contexts, and how far it has come."""
 
-    def __init__(self, source: Source, tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> None:
-        self._source, self._tokenizer, self._vocab_size = source, tokenizer, vocab_size
+    def __init__(self, source: Source, encoder: Encoder) -> None:
+        self._source, self._encoder = source, encoder
         # The held-out contexts of a chunk are written before the chunk that completes the training ones ends it all.
-        self._packers = {side: Packer.of(tokenizer, source.data, vocab_size) for side in reversed(SIDES)}
+        self._packers = {
+            side: Packer.of(encoder.tokenizer, source.data, encoder.vocab_size) for side in reversed(SIDES)
+        }
         self._row = 0
         """Row of the data to read next."""
         self._number = 0
@@ -118,6 +121,8 @@ class _Reading:
         self._row, self._number = state["row"], state["documents"]
         for side, packer in self._packers.items():
             packer.rest = np.array(state["rest"][side], np.int32)
+        if self._encoder.chat:
+            self._encoder.chat.roles = state["roles"]
         done = min(writer.contexts("train") * self._source.data.context_size, tokens)
         log.info("resuming at %s of %s tokens", f"{done:,}", f"{tokens:,}")
         return done
@@ -126,20 +131,20 @@ class _Reading:
     def state(self) -> dict[str, Any]:
         """What `go_on` needs, as JSON values."""
         rest = {side: packer.rest.tolist() for side, packer in self._packers.items()}
-        return {"row": self._row, "documents": self._number, "rest": rest}
+        roles = list(self._encoder.chat.roles) if self._encoder.chat else []
+        return {"row": self._row, "documents": self._number, "rest": rest, "roles": roles}
 
     def contexts(self) -> Iterator[dict[str, Contexts]]:
         """Give each side's contexts as documents complete them; in between, the state can be saved."""
-        data = self._source.data
-        if data.pack and self._tokenizer.eos_token_id is None:
-            joint = "nothing" if self._tokenizer.bos_token_id is None else "its beginning-of-sequence token"
+        tokenizer = self._encoder.tokenizer
+        if self._source.data.pack and tokenizer.eos_token_id is None:
+            joint = "nothing" if tokenizer.bos_token_id is None else "its beginning-of-sequence token"
             log.info("the tokenizer has no end-of-sequence token: documents are joined by %s", joint)
         for chunk in _chunks(self._source.documents(self._row)):
-            documents = [document for _, document in chunk]
             sides: dict[str, list[packing.Document]] = {side: [] for side in self._packers}
-            for document, ids in zip(documents, _ids(documents, data, self._tokenizer, self._vocab_size), strict=True):
+            for (_, document), (ids, roles) in zip(chunk, self._encoder.encode(chunk), strict=True):
                 side = "heldout" if self._source.holds_out(document) else "train"
-                sides[side].append(np.stack([ids, np.full_like(ids, self._number)]))
+                sides[side].append(np.stack([ids, np.full_like(ids, self._number), roles]))
                 self._number += 1
             self._row = chunk[-1][0] + 1
             yield {side: packer.cut(sides[side]) for side, packer in self._packers.items()}
@@ -162,33 +167,12 @@ def _chunks(documents: Iterator[tuple[int, Document]]) -> Iterator[list[tuple[in
     size = 0
     for row, document in documents:
         chunk.append((row, document))
-        size += len(document)
+        size += sum(len(content) for _, content in document) if isinstance(document, tuple) else len(document)
         if size >= _CHUNK_CHARACTERS or len(chunk) == _CHUNK_DOCUMENTS:
             yield chunk
             chunk, size = [], 0
     if chunk:
         yield chunk
-
-
-def _ids(
-    chunk: list[Document], data: DataConfig, tokenizer: "PreTrainedTokenizerBase", vocab_size: int
-) -> list[Int32[np.ndarray, " token"]]:
-    """Turn documents into ids; none outside the vocabulary."""
-    lists: Any = chunk
-    text = isinstance(chunk[0], str)
-    if text:
-        lists = tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    documents = [np.asarray(ids, np.int64) for ids in lists]
-    every = np.concatenate(documents)
-    strange = every[(every < 0) | (every >= vocab_size)]
-    if len(strange) and text:
-        raise outside(tokenizer, int(strange[0]), "for some text", vocab_size)
-    if len(strange):
-        raise UserError(
-            f"data.column={data.column} has the token id {strange[0]}, outside the model's vocabulary of {vocab_size}; "
-            "give the ids of the model's own tokenizer, or text"
-        )
-    return [ids.astype(np.int32) for ids in documents]
 
 
 def _too_few(data: DataConfig, contexts: int, tokens: int) -> UserError:
@@ -198,19 +182,3 @@ def _too_few(data: DataConfig, contexts: int, tokens: int) -> UserError:
         f"store.tokens={tokens} is more than the {held} training tokens ({contexts} contexts of {data.context_size}) "
         f"of data.path={data.path}; {cure}{'' if data.pack else ', or set data.pack=true'}"
     )
-
-
-def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """List the special tokens, those without a role (Llama 3's reserved ones) too."""
-    added = (token for token, content in tokenizer.added_tokens_decoder.items() if content.special)
-    return sorted({*tokenizer.all_special_ids, *added})
-
-
-def _tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Identify a tokenizer by its content, wherever it lies."""
-    if tokenizer.is_fast:
-        content = json.loads(tokenizer.backend_tokenizer.to_str())
-        content = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
-    else:
-        content = tokenizer.get_vocab()
-    return hashlib.sha256(json.dumps([content, tokenizer.special_tokens_map], sort_keys=True).encode()).hexdigest()

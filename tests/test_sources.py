@@ -305,3 +305,52 @@ def test_a_later_beginning_knows_what_the_first_document_was(tmp_path: Path) -> 
     source = Source.open(DataConfig(path=str(tmp_path / "a.jsonl")), seed=0)
     with pytest.raises(UserError, match=r"data.column=text holds \[1, 2\] \(list\) in row 1"):
         list(source.documents(1))
+
+
+TALK = [{"role": "user", "content": "a é"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "json", "arrow", "saved"])
+def test_conversations(tmp_path: Path, kind: str) -> None:
+    """Tables give every message all keys that one has."""
+    named = [{**message, "tool_calls": None} for message in TALK]
+    rows = {"messages": [TALK, [], named, None, [TALK[0]]] * 20}
+    WRITERS.get(kind, lambda path, rows: _saved(path, rows))(tmp_path / f"a.{kind}", rows)
+    found = read(tmp_path / f"a.{kind}", column="messages", chat_template="default")
+    assert found == [(("user", "a é"), ("assistant", "b"))] * 2 + [(("user", "a é"),)] + found[3:]
+    assert len(found) == 60
+
+
+def test_conversations_of_both_spellings_are_on_the_same_side(tmp_path: Path) -> None:
+    rows = [[{"role": "user", "content": f"{number}"}, {"role": "assistant", "content": "b"}] for number in range(300)]
+    other = [[{"from": "human", "value": f"{number}"}, {"from": "gpt", "value": "b"}] for number in range(300)]
+    _jsonl(tmp_path / "a.jsonl", {"text": rows})
+    _jsonl(tmp_path / "b.jsonl", {"text": other})
+    sides = []
+    for name in ("a", "b"):
+        data = DataConfig(path=str(tmp_path / f"{name}.jsonl"), chat_template="default", held_out=0.3)
+        source = Source.open(data, seed=0)
+        sides.append([source.holds_out(document) for _, document in source.documents()])
+    assert sides[0] == sides[1]
+    assert 50 < sum(sides[0]) < 130
+
+
+def test_conversations_are_checked_row_by_row(tmp_path: Path) -> None:
+    _jsonl(tmp_path / "a.jsonl", {"text": [TALK] * 70 + ["text"]})
+    with pytest.raises(
+        UserError, match=r"data.column=text, row 70 \(counted from 0\) holds 'text' \(str\), which is no"
+    ):
+        read(tmp_path / "a.jsonl", chat_template="default")
+    with pytest.raises(UserError, match=r"data.column=text holds \[\{.* in row 0"):
+        read(tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match=r"data.chat_template=defautl is no file; give 'default' for"):
+        read(tmp_path / "a.jsonl", chat_template="defautl")
+
+
+def test_the_template_is_part_of_the_identity(tmp_path: Path) -> None:
+    _jsonl(tmp_path / "a.jsonl", {"text": [TALK]})
+    (tmp_path / "a.jinja").touch()
+    for given, kept in (("default", "default"), (str(tmp_path / "x" / ".." / "a.jinja"), str(tmp_path / "a.jinja"))):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        source = Source.open(DataConfig(path=str(tmp_path / "a.jsonl"), chat_template=given), seed=0)
+        assert source.identity["data.chat_template"] == kept

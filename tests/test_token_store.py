@@ -23,6 +23,15 @@ def write(folder: Path) -> TokenStore:
         return writer.finish(special_ids=[1, 0])
 
 
+def write_chat(folder: Path) -> TokenStore:
+    """Give every token the role that is its id, at most 3."""
+    with TokenStoreWriter(folder, context_size=4, source={}, with_roles=True) as writer:
+        for side, n in (("train", 10), ("heldout", 2)):
+            arrays = contexts(n)
+            writer.append(side, *arrays, np.minimum(arrays[0], 3).astype(np.uint8))
+        return writer.finish(special_ids=[0, 1], roles=["template", "user", "system", "assistant"])
+
+
 def test_gives_back_what_was_appended(tmp_path: Path) -> None:
     write(tmp_path / "tokens")
     store = TokenStore.open(tmp_path / "tokens")
@@ -36,7 +45,7 @@ def test_gives_back_what_was_appended(tmp_path: Path) -> None:
 
 def test_golden_hash(tmp_path: Path) -> None:
     # A change here makes every store that exists unreadable: raise FORMAT with it
-    assert write(tmp_path / "tokens").hash == "1063ce43d1611521c2907a07814780e12472c11ab74a11bf8f40efacd140f444"
+    assert write(tmp_path / "tokens").hash == "63fbcfeac846846f3ad571229ab50f8bf851a697d32b60795fe274e29e3f4c7a"
 
 
 def test_a_side_may_be_empty(tmp_path: Path) -> None:
@@ -93,9 +102,12 @@ def test_opening_names_the_damaged_file(tmp_path: Path, fault: str) -> None:
         TokenStore.open(store.folder)
 
 
-def test_verify_notices_one_flipped_bit_in_every_file(tmp_path: Path) -> None:
-    store = write(tmp_path / "tokens")
-    for path in sorted(store.folder.glob("*.*")):
+@pytest.mark.parametrize("chat", [False, True])
+def test_verify_notices_one_flipped_bit_in_every_file(tmp_path: Path, chat: bool) -> None:
+    store = write_chat(tmp_path / "chat") if chat else write(tmp_path / "tokens")
+    paths = sorted(store.folder.glob("*.*"))
+    assert len(paths) == (9 if chat else 7)
+    for path in paths:
         if path.name == "plan.json":
             continue
         content = path.read_bytes()
@@ -113,7 +125,10 @@ def test_verify_names_a_file_that_is_gone(tmp_path: Path) -> None:
         store.verify()
 
 
-@pytest.mark.parametrize("change", [{"files": {}}, {"files": 3}, {"context_size": "4"}, {"special_ids": [None]}])
+@pytest.mark.parametrize(
+    "change",
+    [{"files": {}}, {"files": 3}, {"context_size": "4"}, {"special_ids": [None]}, {"roles": ["user"]}, {"roles": 3}],
+)
 def test_a_sealed_document_that_is_no_plan_of_tokens(tmp_path: Path, change: dict[str, object]) -> None:
     from saepipe.durable import read_sealed, write_sealed
 
@@ -121,3 +136,29 @@ def test_a_sealed_document_that_is_no_plan_of_tokens(tmp_path: Path, change: dic
     write_sealed(path, read_sealed(path, cure="") | change)
     with pytest.raises(UserError, match=re.escape(f"{path} does not describe tokens; delete {path.parent}")):
         TokenStore.open(path.parent)
+
+
+def test_roles(tmp_path: Path) -> None:
+    store = write_chat(tmp_path / "tokens")
+    assert store.role_names == ["template", "user", "system", "assistant"]
+    for side in (store.train, store.heldout):
+        np.testing.assert_array_equal(side.roles, np.minimum(side.ids, 3))
+    rows = np.array([39, 0, 5, 17, 5])
+    ids = store.train.ids.reshape(-1)[rows]
+    np.testing.assert_array_equal(store.train.in_roles(rows, ["assistant"]), ids >= 3)
+    np.testing.assert_array_equal(store.train.in_roles(rows, ["user", "template"]), ids < 2)
+    assert not store.train.in_roles(rows, []).any()
+    with pytest.raises(UserError, match=r"stream.roles=asistant is not known; did you mean assistant"):
+        store.train.in_roles(rows, ["user", "asistant"])
+    with pytest.raises(UserError, match=r"stream.roles=tool is not known; choose from template, user, system, assist"):
+        store.train.in_roles(rows, ["tool"])
+
+
+def test_without_chat_data_there_are_no_roles(tmp_path: Path) -> None:
+    store = write(tmp_path / "tokens")
+    assert (store.role_names, store.train.roles) == ([], None)
+    assert not list(store.folder.glob("*.roles"))
+    with pytest.raises(
+        UserError, match=r"stream.roles=\[user,tool\] needs roles, and .* another store.dir with data.chat_"
+    ):
+        store.train.in_roles(np.array([1]), ["user", "tool"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import small_models
@@ -25,6 +26,10 @@ from saepipe.tokens import build
 
 BOS, EOS = 0, 1
 TOKENIZER = small_models.tokenizer()
+CHAT_TOKENIZER = small_models.tokenizer()
+CHAT_TOKENIZER.chat_template = (
+    "{{ bos_token }}{% for message in messages %}<{{ message.role }}> {{ message.content }}{{ eos_token }}{% endfor %}"
+)
 TEXTS = [" ".join(small_models.WORDS[number % 7 : number % 7 + 3 + number % 5]) + f" {number}" for number in range(400)]
 
 
@@ -174,6 +179,92 @@ def test_reserved_special_tokens_count(tmp_path: Path) -> None:
     assert store.special_ids == [BOS, EOS, reserved]
 
 
+# ---- conversations
+
+
+def made_of_chat(folder: Path, rows: list[object], *, kind: str = "jsonl", **keys: object) -> TokenStore:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"a.{kind}"
+    if kind == "parquet":
+        datasets.Dataset.from_dict({"chat": rows}).to_parquet(path)
+    else:
+        path.write_text("\n".join(json.dumps({"chat": row}) for row in rows))
+    options = {"context_size": 16, "held_out": 0.0, "column": "chat", "chat_template": "default"} | keys
+    tokenizer = CHAT_TOKENIZER
+    source = Source.open(DataConfig(path=str(path), **options), seed=0)
+    return build(folder / "tokens", source, tokenizer, tokens=1600, vocab_size=small_models.VOCAB)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("prepend_bos", [True, False])
+def test_conversations_are_packed_with_their_roles(tmp_path: Path, kind: str, prepend_bos: bool) -> None:
+    rows = [talk(number) for number in range(400)]
+    store = made_of_chat(tmp_path, rows, kind=kind, prepend_bos=prepend_bos)
+    assert store.role_names == ["template", "user", "assistant", "guest 0"]
+    ids: list[int] = []
+    roles: list[str] = []
+    for row in filter(None, rows):  # its own eos ends each; its own bos begins none where contexts have one
+        parts = [] if prepend_bos else [("<bos>", "template")]
+        for message in row:
+            parts += [
+                (f"<{message['role']}> ", "template"),
+                (message["content"], message["role"]),
+                ("<eos>", "template"),
+            ]
+        whole = "".join(text for text, _ in parts)
+        owners = [role for text, role in parts for _ in text]
+        encoded = CHAT_TOKENIZER(whole, add_special_tokens=False, return_offsets_mapping=True)
+        ids += encoded["input_ids"]
+        for start, stop in encoded["offset_mapping"]:
+            roles.append(next((role for role in owners[start:stop] if role != "template"), "template"))
+    train = store.train
+    kept = slice(1, None) if prepend_bos else slice(None)
+    n = train.ids[:, kept].size
+    assert n > 1400
+    assert train.ids[:, kept].reshape(-1).tolist() == ids[:n]
+    assert train.roles is not None
+    assert [store.role_names[role] for role in train.roles[:, kept].reshape(-1)] == roles[:n]
+    if prepend_bos:
+        assert (train.ids[:, 0] == BOS).all()
+        assert (train.ids[:, 1:] != BOS).all()
+        assert (train.roles[:, 0] == 0).all()
+    rows_of = np.arange(train.ids.size)
+    expected = train.roles.reshape(-1) == store.role_names.index("assistant")
+    np.testing.assert_array_equal(train.in_roles(rows_of, ["assistant"]), expected)
+    assert 0.1 < expected.mean() < 0.6
+    store.verify()
+
+
+def test_the_separator_is_no_ones_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        CHAT_TOKENIZER, "chat_template", "{% for message in messages %}{{ message.content }}{% endfor %}"
+    )
+    store = made_of_chat(tmp_path, [talk(number) for number in range(400)])
+    assert store.train.roles is not None
+    special = store.train.special
+    assert (store.train.ids[:, 1:] == EOS).any()
+    assert (store.train.roles[special] == 0).all()
+    assert (store.train.roles[~special] > 0).all()
+
+
+def test_another_template_is_another_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [talk(number) for number in range(400)]
+    made_of_chat(tmp_path, rows)
+    made_of_chat(tmp_path, rows)
+    monkeypatch.setattr(CHAT_TOKENIZER, "chat_template", CHAT_TOKENIZER.chat_template + "\n")
+    with pytest.raises(
+        UserError, match=r"holds the tokens of another plan: data.chat_template \(hash of its text\) is"
+    ):
+        made_of_chat(tmp_path, rows)
+
+
+def test_ids_of_a_template_outside_the_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": talk(4)}))
+    data = DataConfig(path=str(tmp_path / "a.jsonl"), chat_template="default", context_size=4, held_out=0.0)
+    with pytest.raises(UserError, match=r"model.name has a tokenizer .* the id \d+ for some text, outside .* 2;"):
+        build(tmp_path / "tokens", Source.open(data, seed=0), CHAT_TOKENIZER, tokens=4, vocab_size=2)
+
+
 # ---- killed and gone on with
 
 # Tokenises in forked children and kills them one after the other at random moments, until one of them finishes.
@@ -210,16 +301,28 @@ def resumable(folder: Path, kind: str) -> TokenStore:
     rows: list[object] = [None if number % 11 == 0 else text * (number % 50) for number, text in enumerate(TEXTS * 10)]
     if kind == "ids":
         rows = [[] if number % 11 == 0 else [5 + number % 300] * (number % 100) for number in range(4000)]
-    path = folder.parent / f"{'ids' if kind == 'ids' else 'text'}.jsonl"
+    if kind == "chat":
+        rows = [talk(number) for number in range(3000)]
+    path = folder.parent / f"{kind if kind in ('ids', 'chat') else 'text'}.jsonl"
     if not path.exists():
         path.write_text("\n".join(json.dumps({"text": row}) for row in rows))
     keys = {"context_size": 16, "held_out": 0.2, "pack": kind != "unpacked"}
+    keys |= {"chat_template": "default"} if kind == "chat" else {}
     source = Source.open(DataConfig(path="demo" if kind == "demo" else str(path), **keys), seed=0)
     wanted = 30_000 if kind == "demo" else 80_000
-    return build(folder / "tokens", source, TOKENIZER, tokens=wanted, vocab_size=small_models.VOCAB)
+    return build(folder / "tokens", source, CHAT_TOKENIZER, tokens=wanted, vocab_size=small_models.VOCAB)
 
 
-@pytest.mark.parametrize("kind", ["text", "ids", "unpacked", "demo"])
+def talk(number: int) -> list[dict[str, str]]:
+    """Write a conversation of some messages; the later ones bring roles that those before did not have."""
+    roles = ["user", "assistant", "user", f"guest {number // 500}"]
+    return [
+        {"role": role, "content": f"{TEXTS[(number + turn) % 400]} é" if (number + turn) % 6 else ""}
+        for turn, role in enumerate(roles[: number % 5])
+    ]
+
+
+@pytest.mark.parametrize("kind", ["text", "ids", "unpacked", "demo", "chat"])
 def test_sigkill_again_and_again_changes_no_byte(tmp_path: Path, kind: str) -> None:
     if not hasattr(os, "fork"):
         pytest.skip("needs fork")
