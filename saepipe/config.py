@@ -69,7 +69,10 @@ class DataConfig(Group, group="data"):
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
     column: str = "text"
-    """Column with the text, or with lists of token ids (taken as they are)."""
+    """Column with the text, with lists of token ids (taken as they are), or with conversations (see chat_template)."""
+    chat_template: str | None = key(None, filled="give 'default' or the path of a jinja file, or leave it out")
+    """Read conversations (lists of messages, each with role and content), written with this template: `default` is the
+    tokenizer's own, anything else the path of a jinja file. None: the column holds text or token ids."""
     streaming: bool = False
     """Read a hub data set over the network as needed, instead of downloading it first."""
     context_size: int = key(128, least=3)  # position 0 is left out, the last has no target

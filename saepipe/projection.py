@@ -61,7 +61,7 @@ def project(config: RunConfig, model: LanguageModel, *, workers: int) -> Project
     rows = wanted.tokens + round(min(HELD_OUT_ROWS, wanted.tokens * share / (1 - share)))
     widths = [model.width(hook) for hook in config.model.hooks]
     header = HEADER_BYTES / wanted.shard_tokens
-    token = 10 if getattr(config.data, "chat_template", None) else 9  # id, document, mask, role
+    token = 10 if config.data.chat_template else 9  # id, document, mask, role
     per_row = sum(row_bytes(width, wanted.dtype) + header for width in widths) + token
     with disk_errors("store.dir", folder):
         there = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))

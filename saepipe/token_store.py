@@ -1,31 +1,35 @@
 """The token store: what the language model reads, packed into contexts, on disk and memory-mapped.
 
 - `plan.json`: what made it, and the number of contexts and the hash of every file
-- `{train,heldout}.{ids,documents,special}`: raw arrays [contexts, context_size]
+- `{train,heldout}.{ids,documents,special}`: raw arrays [contexts, context_size]; of chat data `roles`, too
 
-It is immutable: the hash in plan.json is its identity. Text becomes ids in `saepipe.tokens`.
+It is immutable: the hash in plan.json is its identity. Text becomes ids in `saepipe.tokens`, and `saepipe.token_writer`
+writes them.
 """
 
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Int32, Int64, UInt8
 
-from saepipe.durable import commit, disk_errors, fits, read_sealed, remove_stale, seal, temporary, write_sealed, xxh3
-from saepipe.errors import UserError
+from saepipe.durable import fits, read_sealed, seal, xxh3
+from saepipe.errors import UserError, unknown
 
-FORMAT = 1
+FORMAT = 2
 SIDES = ("train", "heldout")
-_ARRAYS = {"ids": "<i4", "documents": "<i4", "special": "|b1"}
+ARRAYS = {"ids": "<i4", "documents": "<i4", "special": "|b1"}
+"""Arrays of each side -> their type on disk."""
+CHAT_ARRAYS = ARRAYS | {"roles": "|u1"}
+"""The same of chat data."""
 _DOCUMENT = {
     "format": int,
     "context_size": int,
     "special_ids": list[int],
-    "files": {f"{side}.{name}": {"contexts": int, "xxh3": str} for side in SIDES for name in _ARRAYS},
+    "roles": list[str],
+    "files": dict[str, Any],
     "source": dict[str, Any],
 }
 _CURE = "delete that folder and run the same `python -m saepipe.cache` command again"
@@ -50,6 +54,10 @@ class Side:
     """Number of the document that each token comes from."""
     special: Bool[np.ndarray, "context seq"]
     """Which tokens are special ones (beginning, end, padding ...)."""
+    roles: UInt8[np.ndarray, "context seq"] | None = None
+    """Number of the role that each token belongs to, an index of `role_names`; None where the data is no chat data."""
+    role_names: tuple[str, ...] = ()
+    """The roles: `template` for what the chat template writes, then those of the messages."""
 
     def __len__(self) -> int:
         """Return the number of contexts."""
@@ -58,6 +66,23 @@ class Side:
     def ordinary(self, rows: Int64[np.ndarray, " token"]) -> Bool[np.ndarray, " token"]:
         """Return the `ordinary` mask of rows, each given as context * context_size + position."""
         return ordinary(self.special.reshape(-1)[rows], rows % self.ids.shape[1])
+
+    def in_roles(self, rows: Int64[np.ndarray, " token"], names: Sequence[str]) -> Bool[np.ndarray, " token"]:
+        """Tell which rows, each given as context * context_size + position, belong to one of some roles.
+
+        Raises:
+            UserError: The data is no chat data, or has no such role.
+        """
+        wanted = f"stream.roles=[{','.join(names)}]"
+        if self.roles is None:
+            raise UserError(
+                f"{wanted} needs roles, and the store was made of data without them; cache another store.dir with "
+                "data.chat_template, or leave stream.roles out"
+            )
+        for name in names:
+            if name not in self.role_names:
+                raise unknown("stream.roles", name, self.role_names, "Those are the roles of the store's messages.")
+        return np.isin(self.roles.reshape(-1)[rows], [self.role_names.index(name) for name in names])
 
     def ordinary_contexts(self, start: int, stop: int) -> Bool[np.ndarray, "context seq"]:
         """Return the `ordinary` mask of the contexts from `start` to before `stop`."""
@@ -75,7 +100,9 @@ class TokenStore:
         self.context_size: int = document["context_size"]
         self.special_ids: list[int] = document["special_ids"]
         self.source: dict[str, Any] = document["source"]
-        """What made the store, as `TokenStoreWriter.finish` was told."""
+        """What made the store, as `TokenStoreWriter` was told."""
+        self.role_names: list[str] = document["roles"]
+        """What the numbers in `Side.roles` stand for, `template` first; empty where the data is no chat data."""
         self._files: dict[str, dict[str, Any]] = document["files"]
         self.train = self._side("train")
         self.heldout = self._side("heldout")
@@ -99,13 +126,15 @@ class TokenStore:
                 f"{folder} was written by another version of saepipe (format {document.get('format')}, and this one "
                 f"reads {FORMAT}); use that version, or another store.dir"
             )
-        if not fits(document, _DOCUMENT):
+        arrays = CHAT_ARRAYS if document.get("roles") else ARRAYS
+        files = {f"{side}.{name}": {"contexts": int, "xxh3": str} for side in SIDES for name in arrays}
+        if not fits(document, _DOCUMENT | {"files": files}):
             raise _damaged(folder / "plan.json", "does not describe tokens")
         return cls(folder, document, seal(document))
 
     def _side(self, side: str) -> Side:
         arrays = {}
-        for name, kind in _ARRAYS.items():
+        for name, kind in (CHAT_ARRAYS if self.role_names else ARRAYS).items():
             path = self.folder / f"{side}.{name}"
             contexts = self._files[path.name]["contexts"]
             expected = contexts * self.context_size * np.dtype(kind).itemsize
@@ -115,7 +144,7 @@ class TokenStore:
             shape = (contexts, self.context_size)
             # numpy maps no empty file
             arrays[name] = np.memmap(path, kind, "r", shape=shape) if contexts else np.empty(shape, kind)
-        return Side(**arrays)
+        return Side(**arrays, role_names=tuple(self.role_names))
 
     def verify(self) -> None:
         """Read every file and compare its hash.
@@ -131,85 +160,6 @@ class TokenStore:
                 raise _damaged(path, f"cannot be read ({error.strerror})") from None
             if not sound:
                 raise _damaged(path, "does not match its hash")
-
-
-class TokenStoreWriter:
-    """Writes a token store as contexts come; a context manager that leaves no files where it does not finish."""
-
-    def __init__(self, folder: str | Path, *, context_size: int) -> None:
-        """Open the temporary files.
-
-        Args:
-            folder: Folder of the token store; made where it does not exist. The caller holds the store's lock.
-            context_size: Tokens per context.
-        """
-        self._folder = Path(folder)
-        self._context_size = context_size
-        self._contexts = dict.fromkeys(SIDES, 0)
-        self._files: dict[str, BinaryIO] = {}
-        self._cleanup = ExitStack()
-        with disk_errors("store.dir", self._folder.parent):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            remove_stale(self._folder)  # what a killed run left may be all the space there was
-            if (self._folder / "plan.json").exists():
-                raise UserError(f"{self._folder} holds a token store already; open it, or choose another store.dir")
-            for name in (f"{side}.{array}" for side in SIDES for array in _ARRAYS):
-                path = temporary(self._folder / name)
-                self._cleanup.callback(path.unlink, missing_ok=True)
-                self._files[name] = self._cleanup.enter_context(path.open("xb"))
-
-    def __enter__(self) -> "TokenStoreWriter":
-        """Return the writer."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the files, and delete those that did not get their final name."""
-        with disk_errors("store.dir", self._folder.parent):
-            self._cleanup.close()
-
-    def contexts(self, side: str) -> int:
-        """Return how many contexts a side (`train` or `heldout`) has so far."""
-        return self._contexts[side]
-
-    def append(
-        self,
-        side: str,
-        ids: Int32[np.ndarray, "context seq"],
-        documents: Int32[np.ndarray, "context seq"],
-        special: Bool[np.ndarray, "context seq"],
-    ) -> None:
-        """Append contexts to a side (`train` or `heldout`)."""
-        assert ids.shape[1] == self._context_size
-        arrays = {"ids": ids, "documents": documents, "special": special}
-        with disk_errors("store.dir", self._folder.parent):
-            for name, kind in _ARRAYS.items():
-                self._files[f"{side}.{name}"].write(np.ascontiguousarray(arrays[name], kind).data)
-        self._contexts[side] += len(ids)
-
-    def finish(self, *, source: dict[str, Any], special_ids: list[int]) -> TokenStore:
-        """Give the files their final names, plan.json last, and open the store.
-
-        Args:
-            source: What made the store (JSON values): data configuration, tokenizer identity, seed ...
-            special_ids: Ids of the special tokens.
-        """
-        files = {}
-        with disk_errors("store.dir", self._folder.parent):
-            for name, file in self._files.items():
-                commit(file, self._folder / name)
-                contexts = self._contexts[name.split(".")[0]]
-                files[name] = {"contexts": contexts, "xxh3": xxh3(self._folder / name)}
-            document = {
-                "format": FORMAT,
-                "context_size": self._context_size,
-                "special_ids": sorted(special_ids),
-                "files": files,
-                "source": source,
-            }
-            write_sealed(self._folder / "plan.json", document)
-        return TokenStore.open(self._folder)
 
 
 def _damaged(path: Path, what: str) -> UserError:

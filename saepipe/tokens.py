@@ -1,26 +1,29 @@
-"""Text, or token ids, packed into contexts: what the language model will read.
+"""Text, conversations or token ids, packed into contexts: what the language model will read.
 
 1. A source gives documents: rows of a data set, blank-line separated paragraphs of a txt file, the demo's corpus.
 2. A document's own text decides, with the seed, whether it is trained on or held out.
 3. Each side's documents are cut into contexts of equal length, until there are enough training contexts.
+
+Every half minute all of it is saved. Killed at any moment and started again, it goes on from there, to the same bytes.
 """
 
-import hashlib
-import json
 import logging
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int32
 
-from saepipe import progress
+from saepipe import packing, progress
 from saepipe.config import DataConfig
+from saepipe.encoding import Encoder
 from saepipe.errors import UserError
+from saepipe.packing import Contexts, Packer
 from saepipe.sources import Document, Source
-from saepipe.token_store import TokenStore, TokenStoreWriter
+from saepipe.token_store import SIDES, TokenStore
+from saepipe.token_writer import TokenStoreWriter, discard_partial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,9 +32,8 @@ log = logging.getLogger(__name__)
 
 _CHUNK_CHARACTERS = 1 << 18
 _CHUNK_DOCUMENTS = 1024
-
-Contexts = tuple[Int32[np.ndarray, "context seq"], Int32[np.ndarray, "context seq"]]
-"""Token ids, and the number of the document that each comes from."""
+_SAVE_EVERY_S = 30.0
+"""Work that a killed run loses at most; saving waits for the disk, for some tenths of a second."""
 
 
 # ---- the token store
@@ -45,7 +47,7 @@ def build(
     tokens: int,
     vocab_size: int,
 ) -> TokenStore:
-    """Make the token store of a source, or open the one that is there already.
+    """Make the token store of a source, go on with it, or open the one that is there already.
 
     Args:
         folder: Folder of the token store.
@@ -58,50 +60,94 @@ def build(
         UserError: Too few tokens, ids that the model does not know, a special token that is missing, or a token store
             of other data in the folder.
     """
-    identity = {
-        **source.identity,
-        "store.tokens": tokens,
-        "model.name (tokenizer)": _tokenizer_hash(tokenizer),
-        "model.name (size of the vocabulary)": vocab_size,
-    }
+    encoder = Encoder(source.data, tokenizer, vocab_size)
+    identity = {**source.identity, **encoder.identity, "store.tokens": tokens}
     if (Path(folder) / "plan.json").exists():
-        return _reuse(TokenStore.open(folder), identity)
-    special_ids = _special_ids(tokenizer)
-    packers = {side: _Packer.of(tokenizer, source.data, vocab_size) for side in ("heldout", "train")}
-    needed = math.ceil(tokens / source.data.context_size)
-    with (
-        TokenStoreWriter(folder, context_size=source.data.context_size) as writer,
-        progress.bar("tokens", tokens) as bar,
-    ):
-        for side, (ids, documents) in _contexts(source, tokenizer, vocab_size, packers):
-            room = needed - writer.contexts("train") if side == "train" else len(ids)
-            writer.append(side, ids[:room], documents[:room], np.isin(ids[:room], special_ids))
-            bar.update(min(writer.contexts("train") * source.data.context_size, tokens) - bar.n)
-            if writer.contexts("train") == needed:
-                break
-        else:
-            raise _too_few(source.data, writer.contexts("train"), tokens)
+        store = _reuse(TokenStore.open(folder), identity)
+        discard_partial(store.folder)
+        return store
+    special_ids = encoder.special_ids
+    reading = _Reading(source, encoder)
+    context_size = source.data.context_size
+    needed = math.ceil(tokens / context_size)
+    with TokenStoreWriter(
+        folder,
+        context_size=context_size,
+        source=identity,
+        revision=source.commit,
+        with_roles=encoder.chat is not None,
+    ) as writer:
+        done = reading.go_on(writer, tokens)
+        saved_s = time.monotonic()
+        with progress.bar("tokens", tokens, done) as bar:
+            for sides in reading.contexts():
+                for side, contexts in sides.items():
+                    room = needed - writer.contexts("train") if side == "train" else contexts.shape[1]
+                    ids, documents, roles = contexts[:, :room]
+                    special = np.isin(ids, special_ids)
+                    writer.append(side, ids, documents, special, roles.astype(np.uint8) if encoder.chat else None)
+                bar.update(min(writer.contexts("train") * context_size, tokens) - bar.n)
+                if writer.contexts("train") == needed:
+                    break
+                if time.monotonic() - saved_s >= _SAVE_EVERY_S:
+                    writer.save(reading.state)
+                    saved_s = time.monotonic()
+            else:
+                writer.forget()
+                raise _too_few(source.data, writer.contexts("train"), tokens)
         if source.data.held_out and not writer.contexts("heldout"):
             log.warning("data.held_out=%s left no whole context out: evaluation needs more", source.data.held_out)
-        return writer.finish(source=identity, special_ids=special_ids)
+        return writer.finish(special_ids=special_ids, roles=encoder.chat.roles if encoder.chat else [])
 
 
-def _contexts(
-    source: Source, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, packers: dict[str, "_Packer"]
-) -> Iterator[tuple[str, Contexts]]:
-    """Give each side's contexts as documents complete them, the held-out ones of some documents first."""
-    if source.data.pack and tokenizer.eos_token_id is None:
-        joint = "nothing" if tokenizer.bos_token_id is None else "its beginning-of-sequence token"
-        log.info("the tokenizer has no end-of-sequence token: documents are joined by %s", joint)
-    first = 0
-    for chunk in _chunks(source.documents()):
-        numbered = enumerate(_ids(chunk, source.data, tokenizer, vocab_size), first)
-        sides: dict[str, list[tuple[int, np.ndarray]]] = {side: [] for side in packers}
-        for document, item in zip(chunk, numbered, strict=True):
-            sides["heldout" if source.holds_out(document) else "train"].append(item)
-        first += len(chunk)
-        for side, packer in packers.items():
-            yield side, packer.cut(sides[side])
+class _Reading:
+    """The way of the documents into contexts, and how far it has come."""
+
+    def __init__(self, source: Source, encoder: Encoder) -> None:
+        self._source, self._encoder = source, encoder
+        # The held-out contexts of a chunk are written before the chunk that completes the training ones ends it all.
+        self._packers = {
+            side: Packer.of(encoder.tokenizer, source.data, encoder.vocab_size) for side in reversed(SIDES)
+        }
+        self._row = 0
+        """Row of the data to read next."""
+        self._number = 0
+        """Number of the next document."""
+
+    def go_on(self, writer: TokenStoreWriter, tokens: int) -> int:
+        """Take up what an earlier run saved, where it did; says how many training tokens there are."""
+        if (state := writer.state) is None:
+            return 0
+        self._row, self._number = state["row"], state["documents"]
+        for side, packer in self._packers.items():
+            packer.rest = np.array(state["rest"][side], np.int32)
+        if self._encoder.chat:
+            self._encoder.chat.roles = state["roles"]
+        done = min(writer.contexts("train") * self._source.data.context_size, tokens)
+        log.info("resuming at %s of %s tokens", f"{done:,}", f"{tokens:,}")
+        return done
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What `go_on` needs, as JSON values."""
+        rest = {side: packer.rest.tolist() for side, packer in self._packers.items()}
+        roles = list(self._encoder.chat.roles) if self._encoder.chat else []
+        return {"row": self._row, "documents": self._number, "rest": rest, "roles": roles}
+
+    def contexts(self) -> Iterator[dict[str, Contexts]]:
+        """Give each side's contexts as documents complete them; in between, the state can be saved."""
+        tokenizer = self._encoder.tokenizer
+        if self._source.data.pack and tokenizer.eos_token_id is None:
+            joint = "nothing" if tokenizer.bos_token_id is None else "its beginning-of-sequence token"
+            log.info("the tokenizer has no end-of-sequence token: documents are joined by %s", joint)
+        for chunk in _chunks(self._source.documents(self._row)):
+            sides: dict[str, list[packing.Document]] = {side: [] for side in self._packers}
+            for (_, document), (ids, roles) in zip(chunk, self._encoder.encode(chunk), strict=True):
+                side = "heldout" if self._source.holds_out(document) else "train"
+                sides[side].append(np.stack([ids, np.full_like(ids, self._number), roles]))
+                self._number += 1
+            self._row = chunk[-1][0] + 1
+            yield {side: packer.cut(sides[side]) for side, packer in self._packers.items()}
 
 
 def _reuse(store: TokenStore, identity: dict[str, Any]) -> TokenStore:
@@ -115,46 +161,18 @@ def _reuse(store: TokenStore, identity: dict[str, Any]) -> TokenStore:
     return store
 
 
-def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
+def _chunks(documents: Iterator[tuple[int, Document]]) -> Iterator[list[tuple[int, Document]]]:
     """Group documents so that the tokenizer gets enough to do at once, and a few long ones do not fill the memory."""
-    chunk: list[Document] = []
+    chunk: list[tuple[int, Document]] = []
     size = 0
-    for document in documents:
-        chunk.append(document)
-        size += len(document)
+    for row, document in documents:
+        chunk.append((row, document))
+        size += sum(len(content) for _, content in document) if isinstance(document, tuple) else len(document)
         if size >= _CHUNK_CHARACTERS or len(chunk) == _CHUNK_DOCUMENTS:
             yield chunk
             chunk, size = [], 0
     if chunk:
         yield chunk
-
-
-def _ids(
-    chunk: list[Document], data: DataConfig, tokenizer: "PreTrainedTokenizerBase", vocab_size: int
-) -> list[Int32[np.ndarray, " token"]]:
-    """Turn documents into ids; none outside the vocabulary."""
-    lists: Any = chunk
-    text = isinstance(chunk[0], str)
-    if text:
-        lists = tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    documents = [np.asarray(ids, np.int64) for ids in lists]
-    every = np.concatenate(documents)
-    strange = every[(every < 0) | (every >= vocab_size)]
-    if len(strange) and text:
-        raise _outside(tokenizer, int(strange[0]), "for some text", vocab_size)
-    if len(strange):
-        raise UserError(
-            f"data.column={data.column} has the token id {strange[0]}, outside the model's vocabulary of {vocab_size}; "
-            "give the ids of the model's own tokenizer, or text"
-        )
-    return [ids.astype(np.int32) for ids in documents]
-
-
-def _outside(tokenizer: "PreTrainedTokenizerBase", token: int, role: str, vocab_size: int) -> UserError:
-    return UserError(
-        f"model.name has a tokenizer ({tokenizer.name_or_path or 'unnamed'}) that gives the id {token} {role}, outside "
-        f"the model's vocabulary of {vocab_size}; give a model with the tokenizer that it was trained with"
-    )
 
 
 def _too_few(data: DataConfig, contexts: int, tokens: int) -> UserError:
@@ -164,74 +182,3 @@ def _too_few(data: DataConfig, contexts: int, tokens: int) -> UserError:
         f"store.tokens={tokens} is more than the {held} training tokens ({contexts} contexts of {data.context_size}) "
         f"of data.path={data.path}; {cure}{'' if data.pack else ', or set data.pack=true'}"
     )
-
-
-def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """List the special tokens, those without a role (Llama 3's reserved ones) too."""
-    added = (token for token, content in tokenizer.added_tokens_decoder.items() if content.special)
-    return sorted({*tokenizer.all_special_ids, *added})
-
-
-def _tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Identify a tokenizer by its content, wherever it lies."""
-    if tokenizer.is_fast:
-        content = json.loads(tokenizer.backend_tokenizer.to_str())
-        content = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
-    else:
-        content = tokenizer.get_vocab()
-    return hashlib.sha256(json.dumps([content, tokenizer.special_tokens_map], sort_keys=True).encode()).hexdigest()
-
-
-# ---- documents -> contexts
-
-
-class _Packer:
-    """Cuts the documents of one side into contexts; what does not fill one waits for the next documents."""
-
-    def __init__(self, context_size: int, *, pack: bool, bos: int | None, separator: int | None) -> None:
-        self.pack, self.bos, self.separator = pack, bos, separator
-        self.body = context_size - (bos is not None)
-        self.ids = self.numbers = np.empty(0, np.int32)
-
-    @classmethod
-    def of(cls, tokenizer: "PreTrainedTokenizerBase", data: DataConfig, vocab_size: int) -> "_Packer":
-        """Choose what begins a context and what stands between documents."""
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        if data.prepend_bos and bos is None:
-            raise UserError(
-                "data.prepend_bos=true needs a beginning-of-sequence token, which the tokenizer lacks; set "
-                "data.prepend_bos=false"
-            )
-        begin, between = bos if data.prepend_bos else None, (bos if eos is None else eos) if data.pack else None
-        for token, role in ((begin, "to begin a context"), (between, "to stand between documents")):
-            if token is not None and not 0 <= token < vocab_size:
-                raise _outside(tokenizer, token, role, vocab_size)
-        return cls(data.context_size, pack=data.pack, bos=begin, separator=between)
-
-    def cut(self, documents: list[tuple[int, np.ndarray]]) -> Contexts:
-        """Give the contexts that (number, ids) of further documents complete."""
-        parts, numbers = [self.ids], [self.numbers]
-        for number, document in documents:
-            prepared = self._prepared(document)
-            parts.append(prepared)
-            numbers.append(np.full(len(prepared), number, np.int32))
-        ids, of_document = np.concatenate(parts), np.concatenate(numbers)
-        whole = len(ids) // self.body * self.body
-        self.ids, self.numbers = ids[whole:], of_document[whole:]
-        ids, of_document = ids[:whole].reshape(-1, self.body), of_document[:whole].reshape(-1, self.body)
-        if self.bos is None:
-            return ids, of_document
-        return np.insert(ids, 0, self.bos, axis=1), np.insert(of_document, 0, of_document[:, 0], axis=1)
-
-    def _prepared(self, document: np.ndarray) -> np.ndarray:
-        """Close a document with the separator, or without packing cut it to whole contexts.
-
-        Token ids may bring either end already: a context that begins with its own bos gets no second one.
-        """
-        if self.bos is not None and len(document) and document[0] == self.bos:
-            document = document[1:]
-        if not self.pack:
-            return document[: len(document) // self.body * self.body]
-        if self.separator is None or (len(document) and document[-1] == self.separator):
-            return document
-        return np.append(document, np.int32(self.separator))

@@ -6,8 +6,12 @@ The environment is set before anything is imported, so that it also holds in the
 import atexit
 import os
 import shutil
+import subprocess
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from jaxtyping import install_import_hook
 
 OUTSIDE = ("SLURM", "SUBMITIT_", "WANDB_", "HF_", "HUGGING", "TRANSFORMERS_", "HYDRA_", "PL_")
@@ -38,3 +42,18 @@ os.environ |= {
 
 # Checks the shapes and types of every call into saepipe: about 0.06 ms a call. An int is welcome where a float is due.
 install_import_hook("saepipe", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 40 kB, for `mount -o remount,size=` to change."""
+    mount = shutil.which("mount")
+    if mount is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("needs root and mount, to make a small disk")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    done = subprocess.run([mount, "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(disk)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"this machine does not let a test mount a small disk: {done.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)  # the last store may still be mapped

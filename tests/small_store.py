@@ -13,7 +13,8 @@ from saepipe.groups import GroupWriter
 from saepipe.lock import hold
 from saepipe.plan import Plan
 from saepipe.store import Store
-from saepipe.token_store import TokenStore, TokenStoreWriter
+from saepipe.token_store import TokenStore
+from saepipe.token_writer import TokenStoreWriter
 
 CONTEXT_SIZE = 8
 HOOKS = {"blocks.0.hook_resid_post": 6, "blocks.1.hook_resid_post": 4}
@@ -23,13 +24,13 @@ def make_tokens(folder: Path, train: int = 24, heldout: int = 5) -> TokenStore:
     """Write a token store (or open it): id 0 begins every context, id 1 stands in some places, both special."""
     if (folder / "plan.json").exists():
         return TokenStore.open(folder)
-    with TokenStoreWriter(folder, context_size=CONTEXT_SIZE) as writer:
+    with TokenStoreWriter(folder, context_size=CONTEXT_SIZE, source={"data.path": "small.txt"}) as writer:
         for side, contexts in (("train", train), ("heldout", heldout)):
             for context in range(contexts):
                 ids = (np.arange(CONTEXT_SIZE, dtype=np.int32)[None] + context + 12) % 17 + 1
                 ids[:, 0] = 0
                 writer.append(side, ids, np.full_like(ids, context // 3), ids < 2)
-        return writer.finish(source={"data.path": "small.txt"}, special_ids=[0, 1])
+        return writer.finish(special_ids=[0, 1])
 
 
 def make_plan(token_store: TokenStore, /, **changes: Any) -> Plan:

@@ -15,7 +15,7 @@ from saepipe.errors import UserError
 from saepipe.language_model import LanguageModel
 from saepipe.plan import Plan
 from saepipe.saes.topk import TopKConfig, TopKSAE
-from saepipe.token_store import TokenStoreWriter
+from saepipe.token_writer import TokenStoreWriter
 
 HOOK, SEQ, HELD_OUT, TRAIN, D_SAE, DEAD = "blocks.1.hook_resid_post", 32, 12, 6, 96, 5
 ALL = (HELD_OUT + TRAIN) * SEQ
@@ -38,10 +38,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, model: LanguageModel) -> Path
             break
     packed = np.array(ids[:ALL], np.int32).reshape(-1, SEQ)
     special = np.isin(packed, tokenizer.all_special_ids)
-    with TokenStoreWriter(folder / "store" / "tokens", context_size=SEQ) as writer:
+    with TokenStoreWriter(folder / "store" / "tokens", context_size=SEQ, source={}) as writer:
         for side, rows in (("heldout", slice(HELD_OUT)), ("train", slice(HELD_OUT, None))):
             writer.append(side, packed[rows], np.zeros_like(packed[rows]), special[rows])
-        tokens = writer.finish(source={}, special_ids=tokenizer.all_special_ids)
+        tokens = writer.finish(special_ids=tokenizer.all_special_ids)
     plan = Plan.make(
         tokens,
         StoreConfig(tokens=TRAIN * SEQ),

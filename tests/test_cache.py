@@ -169,9 +169,7 @@ def test_shuffle_that_the_memory_cannot_hold(inputs: Path, tmp_path: Path, monke
 
 
 def test_store_that_the_disk_cannot_hold(inputs: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"needs .* GB more and its disk has .* try store.tokens=\d+, store.dtype=int8"
-    ):
+    with pytest.raises(UserError, match=r"needs .* GB more and its disk has .* try store.tokens=\d+, store.dtype=int8"):
         cache(configured(inputs, tmp_path / "store", tokens=10**15))
     assert not (tmp_path / "store").exists()
 

@@ -34,6 +34,7 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (config.TrainConfig, {"seed": -1}, "train.seed=-1"),
     (config.TrainConfig, {"seed": 10**26}, "train.seed=1000"),
     (config.DataConfig, {"path": " "}, "data.path is empty"),
+    (config.DataConfig, {"chat_template": " "}, "data.chat_template is empty"),
     (config.StoreConfig, {"dir": ""}, "store.dir is empty"),
     (config.RunFolder, {"dir": ""}, "run.dir is empty"),
     (config.EvaluateConfig, {"tokens": 0}, "evaluate.tokens=0"),

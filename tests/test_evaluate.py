@@ -12,7 +12,7 @@ from saepipe.evaluate import evaluate, table
 from saepipe.plan import Plan
 from saepipe.runs import Run
 from saepipe.saes.topk import TopKConfig, TopKSAE
-from saepipe.token_store import TokenStoreWriter
+from saepipe.token_writer import TokenStoreWriter
 
 HOOK, SEQ, D_IN = "blocks.1.hook_resid_post", 16, 128
 
@@ -20,10 +20,10 @@ HOOK, SEQ, D_IN = "blocks.1.hook_resid_post", 16, 128
 def made(folder: Path, *, held_out: int = 4) -> None:
     """A store's plan and tokens and a finished run on the demo model, as cache and train leave them."""
     ids = np.random.default_rng(0).integers(3, 2048, (8, SEQ)).astype(np.int32)
-    with TokenStoreWriter(folder / "store" / "tokens", context_size=SEQ) as writer:
+    with TokenStoreWriter(folder / "store" / "tokens", context_size=SEQ, source={}) as writer:
         for side, rows in (("train", slice(4)), ("heldout", slice(4, 4 + held_out))):
             writer.append(side, ids[rows], np.zeros_like(ids[rows]), ids[rows] < 3)
-        tokens = writer.finish(source={}, special_ids=[0, 1, 2])
+        tokens = writer.finish(special_ids=[0, 1, 2])
     keys = {"model": {"name": "demo"}, "hooks": {HOOK: D_IN}, "capture": "huggingface", "device_kind": "cpu"}
     plan = Plan.make(tokens, StoreConfig(tokens=4 * SEQ), data={"path": "demo"}, **keys)
     plan.save(folder / "store")

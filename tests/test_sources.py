@@ -17,7 +17,7 @@ ROWS = {"id": list(range(300)), "text": TEXTS, "ids": [[number % 7, 2, 3] for nu
 
 
 def read(path: Path, **keys: object) -> list[object]:
-    return list(Source.open(DataConfig(path=str(path), **keys), seed=0).documents())
+    return [document for _, document in Source.open(DataConfig(path=str(path), **keys), seed=0).documents()]
 
 
 def _txt(path: Path, rows: dict[str, list]) -> None:
@@ -88,7 +88,7 @@ def test_demo_is_endless() -> None:
     source = Source.open(DataConfig(path="demo"), seed=3)
     first, second = list(islice(source.documents(), 20)), list(islice(source.documents(), 20))
     assert first == second
-    assert len({*map(str, first)}) > 15
+    assert len({text for _, text in first}) > 15
     assert first != list(islice(Source.open(DataConfig(path="demo"), seed=4).documents(), 20))
 
 
@@ -275,3 +275,82 @@ def test_files_are_known_by_their_place_in_the_folder(tmp_path: Path) -> None:
         _jsonl(tmp_path / name, {"text": texts})
     source = Source.open(DataConfig(path=str(tmp_path)), seed=0)
     assert source.files == {name: (tmp_path / name).stat().st_size for name in ("x/part-0.jsonl", "y/part-0.jsonl")}
+
+
+def _saved(path: Path, rows: dict[str, list]) -> None:
+    datasets.Dataset.from_dict(rows).save_to_disk(path)
+
+
+@pytest.mark.parametrize("kind", [*WRITERS, "saved", "demo"])
+def test_beginning_at_a_row_gives_what_is_left(tmp_path: Path, kind: str) -> None:
+    """Empty documents count as rows, and rows are counted over all files."""
+    rows = {"text": [text if number % 9 else "" for number, text in enumerate(TEXTS)]}
+    if kind in ("saved", "demo"):
+        _saved(tmp_path / "data", rows)
+    else:
+        (tmp_path / "data").mkdir()
+        for name, part in (("a", slice(0, 100)), ("b", slice(100, 300))):
+            WRITERS[kind](tmp_path / "data" / f"{name}.{kind}", {"text": rows["text"][part]})
+    source = Source.open(DataConfig(path="demo" if kind == "demo" else str(tmp_path / "data")), seed=0)
+    whole = list(islice(source.documents(), 300))
+    assert [row for row, _ in whole] == sorted({row for row, _ in whole})
+    for first in (290,) if kind == "demo" else (1, 9, 10, 64, 99, 100, 101, 250, 299, 300, 1000):
+        left = list(islice(source.documents(first), 300))
+        expected = [item for item in whole if item[0] >= first]
+        assert (left if kind != "demo" else left[: len(expected)]) == expected
+
+
+def test_a_later_beginning_knows_what_the_first_document_was(tmp_path: Path) -> None:
+    _jsonl(tmp_path / "a.jsonl", {"text": ["text", [1, 2]]})
+    source = Source.open(DataConfig(path=str(tmp_path / "a.jsonl")), seed=0)
+    with pytest.raises(UserError, match=r"data.column=text holds \[1, 2\] \(list\) in row 1"):
+        list(source.documents(1))
+
+
+TALK = [{"role": "user", "content": "a é"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "json", "arrow", "saved"])
+def test_conversations(tmp_path: Path, kind: str) -> None:
+    """Tables give every message all keys that one has."""
+    named = [{**message, "tool_calls": None} for message in TALK]
+    rows = {"messages": [TALK, [], named, None, [TALK[0]]] * 20}
+    WRITERS.get(kind, lambda path, rows: _saved(path, rows))(tmp_path / f"a.{kind}", rows)
+    found = read(tmp_path / f"a.{kind}", column="messages", chat_template="default")
+    assert found == [(("user", "a é"), ("assistant", "b"))] * 2 + [(("user", "a é"),)] + found[3:]
+    assert len(found) == 60
+
+
+def test_conversations_of_both_spellings_are_on_the_same_side(tmp_path: Path) -> None:
+    rows = [[{"role": "user", "content": f"{number}"}, {"role": "assistant", "content": "b"}] for number in range(300)]
+    other = [[{"from": "human", "value": f"{number}"}, {"from": "gpt", "value": "b"}] for number in range(300)]
+    _jsonl(tmp_path / "a.jsonl", {"text": rows})
+    _jsonl(tmp_path / "b.jsonl", {"text": other})
+    sides = []
+    for name in ("a", "b"):
+        data = DataConfig(path=str(tmp_path / f"{name}.jsonl"), chat_template="default", held_out=0.3)
+        source = Source.open(data, seed=0)
+        sides.append([source.holds_out(document) for _, document in source.documents()])
+    assert sides[0] == sides[1]
+    assert 50 < sum(sides[0]) < 130
+
+
+def test_conversations_are_checked_row_by_row(tmp_path: Path) -> None:
+    _jsonl(tmp_path / "a.jsonl", {"text": [TALK] * 70 + ["text"]})
+    with pytest.raises(
+        UserError, match=r"data.column=text, row 70 \(counted from 0\) holds 'text' \(str\), which is no"
+    ):
+        read(tmp_path / "a.jsonl", chat_template="default")
+    with pytest.raises(UserError, match=r"data.column=text holds \[\{.* in row 0"):
+        read(tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match=r"data.chat_template=defautl is no file; give 'default' for"):
+        read(tmp_path / "a.jsonl", chat_template="defautl")
+
+
+def test_the_template_is_part_of_the_identity(tmp_path: Path) -> None:
+    _jsonl(tmp_path / "a.jsonl", {"text": [TALK]})
+    (tmp_path / "a.jinja").touch()
+    for given, kept in (("default", "default"), (str(tmp_path / "x" / ".." / "a.jinja"), str(tmp_path / "a.jinja"))):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        source = Source.open(DataConfig(path=str(tmp_path / "a.jsonl"), chat_template=given), seed=0)
+        assert source.identity["data.chat_template"] == kept

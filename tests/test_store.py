@@ -3,7 +3,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -403,20 +402,6 @@ def test_stale_temporary_files_are_gone_after_the_next_run(folder: Path, referen
     assert files(folder) != files(reference.folder)
     build(folder)
     assert files(folder) == files(reference.folder)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = shutil.which("mount")
-    if mount is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
-        pytest.skip("needs root and mount, to make a small disk")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    done = subprocess.run([mount, "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(disk)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"this machine does not let a test mount a small disk: {done.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)  # the last store may still be mapped
 
 
 def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_space(small_disk: Path, reference: Store) -> None:
