@@ -9,6 +9,7 @@ text is tokenised.
 
 import logging
 import os
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -123,7 +124,7 @@ def _prepared(config: RunConfig, model: "LanguageModel", source: Any, folder: Pa
 
 def _completed(store: "Store", model: "LanguageModel", worker: Worker) -> dict[str, Any]:
     """Write what is missing of a store, and verify it."""
-    from saepipe.capturing import fill
+    from saepipe.capturing import CLAIMS, fill
 
     result = {"dir": str(store.folder), "rows": store.rows, "bytes": store.plan.total_bytes}
     what = f"{store.rows:,} tokens of {', '.join(store.hooks)}"
@@ -136,6 +137,7 @@ def _completed(store: "Store", model: "LanguageModel", worker: Worker) -> dict[s
     with hold(store.folder, key="store.dir", wait=True):
         if not store.complete:
             store.finalise()
+        shutil.rmtree(store.folder / CLAIMS, ignore_errors=True)  # of processes that were killed
     log.info("store.dir=%s is complete: %s", store.folder, what)
     return {**result, "seconds": seconds, "tokens_per_s": captured / seconds if captured else None}
 

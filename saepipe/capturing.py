@@ -17,6 +17,8 @@ from saepipe.workers import Worker
 
 log = logging.getLogger(__name__)
 
+CLAIMS = ".claims"
+"""Folder of a store in which workers say what they are about; gone once the store is complete."""
 _WAIT_S = 0.5
 _WRITERS = 4
 
@@ -43,7 +45,7 @@ def fill(store: Store, model: LanguageModel, worker: Worker) -> int:
     """
     if store.plan.threads:
         torch.set_num_threads(store.plan.threads)
-    with Claims(store.folder / ".claims") as claims, ThreadPoolExecutor(1, "writer") as thread:
+    with Claims(store.folder / CLAIMS) as claims, ThreadPoolExecutor(1, "writer") as thread:
         return _Filling(store, model, worker, claims, thread).run()
 
 

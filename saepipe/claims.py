@@ -61,15 +61,34 @@ class Claims:
         if path.exists() and self._stale(path):
             with suppress(OSError):  # another process may be faster
                 path.unlink()
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with path.open("x") as file:
-                json.dump({"host": socket.gethostname(), "id": processes.host(), "process": os.getpid()}, file)
-        except FileExistsError:
+        if not self._create(path):
             return False
         with self._lock:
             self._mine[name] = path
         return True
+
+    def _create(self, path: Path) -> bool:
+        """Make a claim's file, which is never seen without its owner in it; False where there is one."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        owner = json.dumps({"host": socket.gethostname(), "id": processes.host(), "process": os.getpid()})
+        hidden = self._hidden()
+        hidden.write_text(owner)
+        try:
+            os.link(hidden, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            try:
+                with path.open("x") as file:
+                    file.write(owner)
+            except FileExistsError:
+                return False
+        finally:
+            hidden.unlink(missing_ok=True)
+        return True
+
+    def _hidden(self) -> Path:
+        return self._folder / f".{secrets.token_hex(8)}"
 
     def release(self, name: str) -> None:
         """Give a thing back."""
@@ -95,12 +114,12 @@ class Claims:
         except OSError:
             return False
         except (ValueError, KeyError, TypeError):
-            log.debug("%s is cut off, or still being written: its age tells", path)
+            log.debug("%s names no owner: its age tells", path)
         return self._age_s(path) > STALE_S
 
     def _age_s(self, path: Path) -> float:
         """Tell how long ago a claim was touched, by the file system's own clock: machines may disagree on the time."""
-        probe = self._folder / f".{secrets.token_hex(8)}"
+        probe = self._hidden()
         try:
             probe.touch()
             return probe.stat().st_mtime - path.stat().st_mtime
