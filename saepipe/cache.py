@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +44,19 @@ def cache(config: RunConfig) -> dict[str, Any]:
         UserError: A model, hook, data set or column that is not there, too few tokens, a folder of another plan, a disk
             that is too small, activations that are not finite, or out of memory.
     """
-    mine, *helpers = Worker.here(os.environ).split(config.cache.workers)
+    mine, *helpers = _place(config).split(config.cache.workers)
     with workers.started(help_cache, workers.alone(config), helpers if _shares_work(config) else []):
         return help_cache(config, mine)
+
+
+def _place(config: RunConfig) -> Worker:
+    """Find this process' place among those that were started with it."""
+    import torch
+
+    worker = Worker.here(os.environ)
+    if torch.cuda.device_count() == config.model.n_devices * config.cache.workers:
+        return replace(worker, local_rank=0)  # it sees its own GPUs only, as under `srun --gpus-per-task`
+    return worker
 
 
 def _shares_work(config: RunConfig) -> bool:
