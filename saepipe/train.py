@@ -7,10 +7,7 @@ and a mistyped key answer at once.
 
 import logging
 import shlex
-import signal
-import threading
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,6 +168,7 @@ def _warn_of_schedule(config: RunConfig, total_steps: int) -> None:
 def _train(config: RunConfig, store: "Store", run: Run) -> dict[str, Any]:
     """Fit from the newest checkpoint, export, and say what came out."""
     from saepipe import checkpoints
+    from saepipe.fitting import fit
     from saepipe.stream import Stream
 
     stream = Stream(store, config.stream, exclude_special_tokens=config.data.exclude_special_tokens)
@@ -190,7 +188,7 @@ def _train(config: RunConfig, store: "Store", run: Run) -> dict[str, Any]:
         f", going on from step {start_step:,}" if restored else "",
     )
     began = time.perf_counter()
-    device = _fit(config, stream, module, run, restored)
+    device = fit(config, stream, module, run, restored)
     seconds = time.perf_counter() - began
     tokens = (module.steps_done - start_step) * config.stream.batch_tokens
     _export(config, module, stream.hook, run.sae_folder)
@@ -204,74 +202,6 @@ def _train(config: RunConfig, store: "Store", run: Run) -> dict[str, Any]:
     run.finish(summary)
     log.info("trained at %s tokens/s; the SAE is in %s", f"{tokens / seconds:,.0f}", run.sae_folder)
     return summary
-
-
-def _fit(config: RunConfig, stream: "Stream", module: "SAEModule", run: Run, restored: Path | None) -> str:
-    """Run Lightning's loop over the batches that are left, and return the device's name."""
-    import lightning.pytorch as pl
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-    from saepipe.checkpoints import AtomicCheckpointIO, Checkpoints, step_of
-    from saepipe.loggers import close, open_loggers
-    from saepipe.module import Batches
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips and device table say nothing of this run
-    interrupted = _interrupt_between_steps()
-    opened = open_loggers(config, start_step=step_of(restored) if restored else 0)
-    failed = True
-    try:
-        trainer = pl.Trainer(
-            accelerator=config.trainer.accelerator,
-            devices=1,
-            precision=config.trainer.precision,  # type: ignore[arg-type]  # TrainerConfig checks it
-            max_epochs=1,
-            logger=opened,
-            plugins=[AtomicCheckpointIO()],
-            callbacks=[Checkpoints(run.checkpoints, config.train.checkpoint_every_steps)],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=r".*isinstance\(treespec, LeafSpec\)"
-            )  # lightning 2.6, torch 2.13
-            trainer.fit(module, Batches(stream, module, config.stream.batch_tokens), ckpt_path=restored)
-        failed = False
-    except MisconfigurationException as error:
-        raise UserError(
-            f"trainer.accelerator={config.trainer.accelerator} cannot be had on this machine "
-            f"({str(error).splitlines()[0]}); try trainer.accelerator=auto"
-        ) from error
-    except SIGTERMException:  # Lightning's own exit code would be 0, as if the run had finished
-        log.info("stopped at step %s; the same command goes on", f"{module.steps_done:,}")
-        raise SystemExit(128 + (signal.SIGINT if interrupted else signal.SIGTERM)) from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        close(opened, failed=failed)
-    return provenance.device_name(trainer.strategy.root_device)
-
-
-def _interrupt_between_steps() -> list[int]:
-    """Let the first Ctrl-C end the run as SIGTERM does: between two steps, with a checkpoint. A second one is Python's.
-
-    Returns:
-        A list that holds the signal once it came.
-    """
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        return came  # only the main thread may set a handler
-
-    def on_interrupt(number: int, _: object) -> None:
-        came.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.raise_signal(signal.SIGTERM)
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    return came
 
 
 def _export(config: RunConfig, module: "SAEModule", hook: str, folder: Path) -> None:
