@@ -60,7 +60,8 @@ def _place(config: RunConfig) -> Worker:
 
 
 def _shares_work(config: RunConfig) -> bool:
-    return not (config.cache.dry_run or config.cache.tokens_only)
+    complete = (Path(config.store.dir) / "manifest.json").exists()
+    return not (config.cache.dry_run or config.cache.tokens_only or complete)
 
 
 def help_cache(config: RunConfig, worker: Worker) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -10,7 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ import torch
 from small_store import files, left_behind
 
 from saepipe import projection
-from saepipe.cache import cache
+from saepipe.cache import _place, cache
 from saepipe.config import CacheConfig, DataConfig, ModelConfig, RunConfig, StoreConfig
 from saepipe.demo import MODEL_DIR
 from saepipe.errors import UserError
@@ -131,6 +134,80 @@ def test_sigkill_and_again_gives_the_same_bytes(inputs: Path, finished: Path, tm
         Store.open(tmp_path / "store")
     cache(configured(inputs, tmp_path / "store"))
     assert files(tmp_path / "store") == files(finished)
+
+
+def test_two_workers_make_the_same_bytes_and_one_may_die(inputs: Path, finished: Path, tmp_path: Path) -> None:
+    config = configured(inputs, tmp_path / "store")
+    config.cache.workers = 2
+
+    def kill_the_helper() -> None:
+        while not (found := multiprocessing.active_children()) or not (tmp_path / "store" / ".lock").exists():
+            time.sleep(0.01)
+        killed.append(found[0])
+        found[0].kill()
+
+    killed: list[Any] = []
+    killer = threading.Thread(target=kill_the_helper)
+    killer.start()
+    result = cache(config)
+    killer.join()
+    assert killed[0].exitcode == -signal.SIGKILL
+    assert result["rows"] == 3000
+    assert files(tmp_path / "store") == files(finished)
+    cache(config)
+    assert files(tmp_path / "store") == files(finished)
+
+
+def test_an_error_of_a_helper_is_the_commands(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The helpers start with a configuration of their own, here one whose model is not there."""
+    config = configured(inputs, tmp_path / "store")
+    config.cache.workers = 2
+    other = replace(config, model=replace(config.model, name=str(tmp_path / "none")))
+    monkeypatch.setattr("saepipe.workers.alone", lambda _: other)
+    with pytest.raises(UserError, match=r"model.name=.*none"):
+        cache(config)
+
+
+def test_tokens_only_stops_before_the_model_is_needed(
+    inputs: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(inputs, tmp_path / "store")
+    config.cache.tokens_only = True
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)  # no weights
+        assert cache(config)["rows"] >= 3000
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [".lock", "tokens"]
+    config.cache.tokens_only = False
+    cache(config)
+    assert files(tmp_path / "store") == files(finished)
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(4, [2, 3]), (2, [0, 1])])
+def test_a_process_that_sees_its_own_gpus_only_takes_the_first(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, expected: list[int]
+) -> None:
+    """Two workers of one GPU each, in the second task of a node: with all GPUs in sight, or with its own two."""
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    config = RunConfig(cache=CacheConfig(workers=2))
+    workers = _place(config).split(2)
+    assert [worker.local_rank for worker in workers] == expected
+    assert [(worker.index, worker.count) for worker in workers] == [(2, 4), (3, 4)]
+
+
+def test_a_bad_shuffle_is_refused_before_anything_is_captured(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("saepipe.shuffle.companions", lambda plan: 2.5)
+    config = configured(inputs, tmp_path / "store")
+    with pytest.raises(UserError, match=r"store.shuffle_tokens=1024 .* 2.50 times .*; give at least .*=warn"):
+        cache(config)
+    assert not (tmp_path / "store" / "plan.json").exists()
+    config.cache.poor_shuffle = "warn"
+    cache(config)
+    assert "2.50 times" in caplog.text
 
 
 def test_a_deleted_shard_is_written_again(inputs: Path, finished: Path, tmp_path: Path) -> None:
