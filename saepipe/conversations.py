@@ -38,6 +38,8 @@ def parse(row: Any, where: str) -> Conversation:
     Raises:
         UserError: The row is no conversation, or holds more than text.
     """
+    if _is_by_key(row):
+        row = [dict(zip(row, values, strict=True)) for values in zip(*row.values(), strict=True)]
     if not isinstance(row, list):
         raise UserError(
             f"{where} holds {reprlib.repr(row)} ({type(row).__name__}), which is no list of messages; give a column "
@@ -51,11 +53,17 @@ def canonical(conversation: Conversation) -> bytes:
     return json.dumps(conversation, separators=(",", ":")).encode()
 
 
+def _is_by_key(row: Any) -> bool:
+    """Tell whether a row has a list for each key of its messages, as `datasets` gives a Sequence of them."""
+    if not isinstance(row, dict) or not all(isinstance(values, list) for values in row.values()):
+        return False
+    return len({*map(len, row.values())}) == 1
+
+
 def _message(message: Any, where: str) -> Message:
-    role_key, content_key = (
-        ("from", "value") if isinstance(message, dict) and "from" in message else ("role", "content")
-    )
-    if not isinstance(message, dict) or role_key not in message or content_key not in message:
+    keys = message.keys() if isinstance(message, dict) else ()
+    role_key, content_key = ("from", "value") if "from" in keys else ("role", "content")
+    if role_key not in keys or content_key not in keys:
         raise UserError(
             f"{where} is {reprlib.repr(message)}; each message needs the keys role and content (or from and value)"
         )

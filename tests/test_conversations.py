@@ -21,13 +21,14 @@ EXPECTED = (Message("system", "Be brief."), Message("user", "What is 2 + 2? é")
             for role, content in zip(("system", "human", "gpt"), (text for _, text in EXPECTED), strict=True)
         ],
         [{"from": role, "value": content} for role, content in EXPECTED],
+        {"role": [role for role, _ in EXPECTED], "content": [content for _, content in EXPECTED], "id": [None] * 3},
         [
             {"role": role, "content": [{"type": "text", "text": content[:1]}, {"type": "text", "text": content[1:]}]}
             for role, content in EXPECTED
         ],
     ],
 )
-def test_every_spelling_is_the_same_conversation(row: list[object]) -> None:
+def test_every_spelling_is_the_same_conversation(row: object) -> None:
     assert parse(row, WHERE) == EXPECTED
     assert canonical(parse(row, WHERE)) == canonical(EXPECTED)
 
@@ -50,6 +51,10 @@ def test_an_empty_conversation_and_empty_contents() -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
+        (
+            {"role": ["user"], "content": []},
+            "holds {'content': [], 'role': ['user']} (dict), which is no list of messages",
+        ),
         ("text", "holds 'text' (str), which is no list of messages; give a column with conversations, or leave"),
         ([1, 2], "message 0 is 1; each message needs the keys role and content (or from and value)"),
         ([{"role": "user"}], "message 0 is {'role': 'user'}; each message needs the keys role and content"),
