@@ -28,6 +28,8 @@ SEED = 20_240_607
 HOOK, OTHER = HOOKS
 DTYPES = ["bfloat16", "int8"]
 SIZES = {"hooks": {HOOK: 6}, "tokens": 100}
+SHARD_BYTES = 384
+"""Size of a whole shard without its header, in both types."""
 
 Files = dict[str, bytes | None]
 """Path in the store -> what it is changed to; None is deleted."""
@@ -57,8 +59,14 @@ def kind(name: str) -> str:
 
 def flip(files: dict[str, bytes], name: str, chance: random.Random) -> Files:
     content = bytearray(files[name])
-    content[chance.randrange(len(content))] ^= chance.randrange(1, 256)
+    content[offset(content, chance)] ^= chance.randrange(1, 256)
     return {name: bytes(content)}
+
+
+def offset(content: bytearray, chance: random.Random) -> int:
+    """Draw a place in a file: as often behind a shard's header, most of so small a file, as anywhere."""
+    start = chance.choice([0, max(0, len(content) - SHARD_BYTES)])
+    return chance.randrange(start, len(content))
 
 
 def flip_a_space(files: dict[str, bytes], name: str, chance: random.Random) -> Files:
@@ -69,10 +77,10 @@ def flip_a_space(files: dict[str, bytes], name: str, chance: random.Random) -> F
     return {name: bytes(content)}
 
 
-def flip_near_the_end(files: dict[str, bytes], name: str, chance: random.Random) -> Files:
-    """Norms and scales are the last numbers of a shard."""
+def flip_a_bit_in_a_number(files: dict[str, bytes], name: str, chance: random.Random) -> Files:
+    """The numbers of a shard are its last bytes: rows, norms, scales."""
     content = bytearray(files[name])
-    content[-chance.randrange(1, min(len(content), 200) + 1)] ^= 1 << chance.randrange(8)
+    content[chance.randrange(max(0, len(content) - SHARD_BYTES), len(content))] ^= 1 << chance.randrange(8)
     return {name: bytes(content)}
 
 
@@ -94,14 +102,15 @@ def delete(files: dict[str, bytes], name: str, chance: random.Random) -> Files:
 
 
 def zero(files: dict[str, bytes], name: str, chance: random.Random) -> Files:
-    content, size = bytearray(files[name]), len(files[name])
-    start, stop = chance.choice([(0, size), sorted((chance.randrange(size), chance.randrange(size) + 1))])
+    content = bytearray(files[name])
+    part = sorted((offset(content, chance), offset(content, chance) + 1))
+    start, stop = chance.choice([[0, len(content)], part])
     content[start:stop] = bytes(stop - start)
     return {name: bytes(content)}
 
 
 FAULTS: list[Callable[[dict[str, bytes], str, random.Random], Files]] = [
-    flip, flip_a_space, flip_near_the_end, cut, append, swap, delete, zero
+    flip, flip_a_space, flip_a_bit_in_a_number, cut, append, swap, delete, zero
 ]  # fmt: skip
 
 
