@@ -135,7 +135,8 @@ def _prepared(config: RunConfig, model: "LanguageModel", source: Any, folder: Pa
 
 def _completed(store: "Store", model: "LanguageModel", worker: Worker) -> dict[str, Any]:
     """Write what is missing of a store, and verify it."""
-    from saepipe.capturing import CLAIMS, fill
+    from saepipe.capturing import fill
+    from saepipe.claims import CLAIMS
 
     result = {"dir": str(store.folder), "rows": store.rows, "bytes": store.plan.total_bytes}
     what = f"{store.rows:,} tokens of {', '.join(store.hooks)}"

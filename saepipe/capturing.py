@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from saepipe import progress
-from saepipe.claims import Claims
+from saepipe.claims import CLAIMS, Claims
 from saepipe.groups import GroupWriter
 from saepipe.language_model import LanguageModel
 from saepipe.store import Store
@@ -17,8 +17,6 @@ from saepipe.workers import Worker
 
 log = logging.getLogger(__name__)
 
-CLAIMS = ".claims"
-"""Folder of a store in which workers say what they are about; gone once the store is complete."""
 _WAIT_S = 0.5
 _WRITERS = 4
 
@@ -88,10 +86,10 @@ class _Filling:
         begin = self._worker.index * self._store.plan.n_groups // self._worker.count
         later = [group for group in missing if group is not None and group >= begin]
         for group in [*later, *(group for group in missing if group not in later)]:
-            if self._claims.take(_name(group)):
+            if self._claims.take(claim_name(group)):
                 if self._store.lacks(group):
                     return [group]
-                self._claims.release(_name(group))  # done between the list and the claim
+                self._claims.release(claim_name(group))  # done between the list and the claim
         return []
 
     def _do(self, group: Group, bar: Any) -> None:
@@ -109,7 +107,7 @@ class _Filling:
 
     def _write(self, writer: GroupWriter, group: Group) -> None:
         writer.write(threads=_WRITERS if self._model.device.type == "cuda" else 1)
-        self._claims.release(_name(group))
+        self._claims.release(claim_name(group))
 
     def _written(self) -> bool:
         """Wait for the group that is being written; False where there is none."""
@@ -121,11 +119,12 @@ class _Filling:
 
     def _wait(self, missing: Sequence[Group]) -> None:
         if not self._waited:
-            others = ", ".join(self._claims.holders(map(_name, missing))) or "others"
+            others = ", ".join(self._claims.holders(map(claim_name, missing))) or "others"
             log.info("%s: %d groups are still with %s", self._store.folder, len(missing), others)
             self._waited = True
         time.sleep(_WAIT_S)
 
 
-def _name(group: Group) -> str:
+def claim_name(group: Group) -> str:
+    """Return the name under which a group is claimed."""
     return "heldout" if group is None else f"{group:06d}"

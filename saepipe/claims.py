@@ -12,18 +12,35 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from saepipe import processes
 
 log = logging.getLogger(__name__)
 
+CLAIMS = ".claims"
+"""Folder of a store in which workers say what they are about; gone once the store is complete."""
 TOUCH_S = 5.0
 """Seconds between two touches of a claim."""
 STALE_S = 60.0
 """Seconds without a touch after which a claim is free."""
+
+
+def owners(folder: Path) -> list[dict[str, Any]]:
+    """Say who has claims in a folder, without writing there: each with host, process, what, and touched_s (ago)."""
+    found = []
+    for path in sorted(folder.glob("[!.]*")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            owner = json.loads(path.read_text())
+            if not processes.ended(owner["id"], owner["process"]):
+                touched_s = max(0, round(time.time() - path.stat().st_mtime))
+                who = {"process": owner["process"], "host": owner["host"]}
+                found.append({**who, "what": path.name, "touched_s": touched_s})
+    return found
 
 
 class Claims:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, get_args, get_origin
 import xxhash
 
 from saepipe import processes
-from saepipe.errors import UserError
+from saepipe.errors import DamageError, UserError
 
 _TEMPORARY = re.compile(r"^\..+\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.tmp$")
 _STALE_S = 3600
@@ -164,15 +164,15 @@ def read_sealed(path: Path, *, cure: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        UserError: The file cannot be read, or its content does not match its hash; the sentence ends in `cure`.
+        DamageError: The file cannot be read, or its content does not match its hash; the sentence ends in `cure`.
     """
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); check the disk and the file's permissions"
+        raise DamageError(
+            path, f"cannot be read ({error.strerror})", "check the disk and the file's permissions"
         ) from None
     try:
         document: dict[str, Any] = json.loads(content)
@@ -181,7 +181,7 @@ def read_sealed(path: Path, *, cure: str) -> dict[str, Any]:
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         damaged = True
     if damaged:
-        raise UserError(f"{path} is damaged (its content does not match its own hash); {cure}")
+        raise DamageError(path, "is damaged (its content does not match its own hash)", cure)
     return document
 
 

@@ -8,7 +8,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,7 +59,8 @@ def main(verb: str, function: Callable[[RunConfig], object]) -> None:
 
     sys.argv[1:] = _arguments(sys.argv[1:])
     try:
-        hydra_main(config_path=str(CONF), config_name=verb, version_base="1.3")(task)()
+        with polite_end():
+            hydra_main(config_path=str(CONF), config_name=verb, version_base="1.3")(task)()
         if failed:
             refuse("\nsaepipe: ".join(failed))
     except (HydraException, OmegaConfBaseException) as error:
@@ -67,6 +69,15 @@ def main(verb: str, function: Callable[[RunConfig], object]) -> None:
         if "Config group override" not in str(error):
             raise
         refuse(f"{_GROUP_VALUE}: {' '.join(sys.argv[1:])}")
+
+
+@contextmanager
+def polite_end() -> Iterator[None]:
+    """End the process in one sentence where a user can put it right, at Ctrl-C, and in silence where nobody reads."""
+    try:
+        yield
+    except UserError as error:
+        refuse(str(error))
     except KeyboardInterrupt:
         interrupted()
     except BrokenPipeError:  # `| head`: whoever read has left

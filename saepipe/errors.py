@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -10,6 +11,15 @@ class UserError(ValueError):
 
     The command line prints the message alone and exits with code 2; in Python it is a `ValueError`.
     """
+
+
+class DamageError(UserError):
+    """A file that is not as it was written: `path`, `what` is wrong with it, and the cure."""
+
+    def __init__(self, path: Path, what: str, cure: str) -> None:
+        super().__init__(f"{path} {what}; {cure}")
+        self.path = path
+        self.what = what
 
 
 def unknown(key: str, value: object, choices: Iterable[str], cure: str = "") -> UserError:

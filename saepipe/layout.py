@@ -163,6 +163,11 @@ class Layout:
                     yield hook, shard, held_out
 
     @property
+    def folders(self) -> list[str]:
+        """The store's folders."""
+        return ["tokens", "heldout", *self.hooks, *(f"heldout/{hook}" for hook in self.hooks)]
+
+    @property
     def total_bytes(self) -> int:
         """Size of all shard files of the store."""
         return sum(self.shard_bytes(hook, shard, held_out=held_out) for hook, shard, held_out in self.places())
@@ -181,6 +186,11 @@ class Layout:
         stop = self.shard_rows(shard) if stop is None else stop
         slots, positions = self._sources(group, np.arange(start, stop) + index * self.shard_tokens)
         return self.group_contexts(group)[slots] * self.context_size + positions
+
+
+def place(hook: str, shard: int, held_out: bool) -> str:
+    """Return the path of a shard in the store, without its ending."""
+    return f"{'heldout/' if held_out else ''}{hook}/{shard:06d}"
 
 
 def row_bytes(width: int, dtype: str) -> int:

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from saepipe.durable import disk_errors, fits, read_sealed, write_sealed
-from saepipe.errors import UserError
+from saepipe.errors import DamageError, UserError
+from saepipe.layout import place
 from saepipe.plan import Plan
-from saepipe.record import Record
+from saepipe.record import Record, damaged
+from saepipe.shard import tensor_shapes
 
 _SUMMARY = {
     "statistics": {"rows": int, "mean_norm": float, "mean": list[float], "spread": list[float]},
@@ -56,12 +58,12 @@ class Manifest:
 
         Raises:
             FileNotFoundError: There is none: the store is incomplete.
-            UserError: It is damaged or belongs to another plan.
+            DamageError: It is damaged or belongs to another plan.
         """
         path = folder / "manifest.json"
         document = read_sealed(path, cure=_AGAIN)
         if document.get("plan") != plan.identity:
-            raise UserError(f"{path} belongs to another plan; {_AGAIN}")
+            raise DamageError(path, "belongs to another plan", _AGAIN)
         kind = {"format": int, "plan": str, "companions": float, "hooks": dict.fromkeys(plan.hooks, _SUMMARY)}
         sound = fits(document, kind) and all(
             len(of["records"]) == plan.n_shards
@@ -70,7 +72,7 @@ class Manifest:
             for hook, of in document["hooks"].items()
         )
         if not sound:
-            raise UserError(f"{path} does not describe this store; {_AGAIN}")
+            raise DamageError(path, "does not describe this store", _AGAIN)
         return cls(document["hooks"], document["companions"])
 
     @classmethod
@@ -89,8 +91,11 @@ class Manifest:
         for hook in sorted(plan.hooks):
             train = [record(hook, shard, False) for shard in range(plan.n_shards)]
             held_out = [record(hook, shard, True) for shard in range(plan.n_held_out_shards)]
+            sums = Sums()
+            for one in train:
+                sums.add(one)
             hooks[hook] = {
-                "statistics": _statistics(hook, train),
+                "statistics": sums.statistics(hook),
                 "records": [one.digest for one in train],
                 "held_out_records": [one.digest for one in held_out],
             }
@@ -113,15 +118,63 @@ class Manifest:
         return Statistics(numbers["rows"], numbers["mean_norm"], **vectors)
 
 
-def _statistics(hook: str, records: list[Record]) -> dict[str, Any]:
-    counted = sum(record.counted for record in records)
-    mean_norm = sum(record.sum_norm for record in records) / max(counted, 1)
-    if not mean_norm:
-        raise UserError(
-            f"model.hooks: {hook} has no ordinary row (neither special token nor position 0) that is not zero; "
-            "choose another hook, or text with more than special tokens"
-        )
-    mean = np.sum([record.sum for record in records], axis=0) / counted
-    variance = np.sum([record.sum_squares for record in records], axis=0) / counted - mean**2
-    spread = np.sqrt(np.maximum(variance, 0))
-    return {"rows": counted, "mean_norm": mean_norm, "mean": mean.tolist(), "spread": spread.tolist()}
+@dataclass
+class Sums:
+    """What the statistics of a hook are made of: the sums of its shards, added one by one."""
+
+    counted: int = 0
+    sum_norm: float = 0.0
+    sum: Float64[np.ndarray, " d_in"] | float = 0.0
+    sum_squares: Float64[np.ndarray, " d_in"] | float = 0.0
+
+    def add(self, record: Record) -> None:
+        """Add a training shard."""
+        self.counted += record.counted
+        self.sum_norm += record.sum_norm
+        self.sum = self.sum + record.sum
+        self.sum_squares = self.sum_squares + record.sum_squares
+
+    def statistics(self, hook: str) -> dict[str, Any]:
+        """Return what the manifest says of a hook.
+
+        Raises:
+            UserError: The hook has no row to take statistics of.
+        """
+        mean_norm = self.sum_norm / max(self.counted, 1)
+        if not mean_norm:
+            raise UserError(
+                f"model.hooks: {hook} has no ordinary row (neither special token nor position 0) that is not zero; "
+                "choose another hook, or text with more than special tokens"
+            )
+        mean = np.asarray(self.sum / self.counted)
+        spread = np.sqrt(np.maximum(self.sum_squares / self.counted - mean**2, 0))
+        return {"rows": self.counted, "mean_norm": mean_norm, "mean": mean.tolist(), "spread": spread.tolist()}
+
+
+def load_record(folder: Path, plan: Plan, manifest: Manifest | None, where: tuple[str, int, bool]) -> Record:
+    """Read the record of a shard: it must be of the plan's sizes, and the one that the finaliser saw.
+
+    Args:
+        folder: Folder of the store.
+        plan: The store's plan.
+        manifest: Its manifest; None where it has none yet.
+        where: Hook, number of the shard, and whether it is held out.
+
+    Raises:
+        DamageError: The record is missing, damaged, or another one.
+    """
+    hook, shard, held_out = where
+    name, width = place(*where), plan.hooks[hook]
+    found = Record.load(folder, name, plan.identity)
+    if (found.rows, found.bytes, len(found.blocks), len(found.sum), len(found.sum_squares), set(found.tensors)) != (
+        plan.shard_rows(shard, held_out=held_out),
+        plan.shard_bytes(hook, shard, held_out=held_out),
+        plan.n_blocks(hook, shard, held_out=held_out),
+        width,
+        width,
+        set(tensor_shapes(1, 1, plan.dtype)) - {"activations", "row_scale"},
+    ):
+        raise damaged(folder, name, "has a record of another size")
+    if manifest is not None and found.digest != manifest.digest(*where):
+        raise damaged(folder, name, "has a record that is not the one in manifest.json")
+    return found

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from saepipe.durable import fits, read_sealed, seal, write_sealed
-from saepipe.errors import UserError
+from saepipe.errors import DamageError
 
 _VECTORS = ("sum", "sum_squares")
 _DOCUMENT = {
@@ -65,7 +65,7 @@ class Record:
         """Read the record of a place.
 
         Raises:
-            UserError: It is missing, damaged, or belongs to another place or plan.
+            DamageError: It is missing, damaged, or belongs to another place or plan.
         """
         try:
             document = read_sealed(root / f"{place}.json", cure=_cure(root))
@@ -76,7 +76,12 @@ class Record:
         if document["plan"] != plan or document["place"] != place:
             raise damaged(root, place, "has a record that belongs to another shard or store")
         for key in _VECTORS:
-            document[key] = np.frombuffer(base64.b64decode(document[key]), "<f8")
+            try:
+                document[key] = np.frombuffer(base64.b64decode(document[key]), "<f8")
+            except ValueError:
+                raise damaged(root, place, "has a record of another format") from None
+        if len(document["sum"]) != len(document["sum_squares"]):
+            raise damaged(root, place, "has a record of another format")
         return cls(**document)
 
     def save(self, root: Path) -> None:
@@ -96,9 +101,9 @@ class Record:
         return document
 
 
-def damaged(root: Path, place: str, what: str) -> UserError:
+def damaged(root: Path, place: str, what: str) -> DamageError:
     """Build the error for a shard that cannot be used."""
-    return UserError(f"{root / place}.safetensors {what}; {_cure(root)}")
+    return DamageError(root / f"{place}.safetensors", what, _cure(root))
 
 
 def _cure(root: Path) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from saepipe.config import STORE_DTYPES
 from saepipe.durable import xxh3
-from saepipe.errors import UserError
+from saepipe.errors import DamageError
 from saepipe.int8 import Scales
 from saepipe.layout import HEADER_BYTES
 from saepipe.record import Record, damaged
@@ -77,7 +77,7 @@ class ShardReader:
         """Open the file and check its header, and as int8 what all blocks share.
 
         Raises:
-            UserError: The file is missing, its size is not the record's, or its header is damaged.
+            DamageError: The file is missing, its size is not the record's, or its header is damaged.
         """
         self._root, self._record, self._width, self._block_rows = root, record, width, block_rows
         self._lock = threading.Lock()
@@ -102,7 +102,7 @@ class ShardReader:
         """Read the norm of every row, verified.
 
         Raises:
-            UserError: The file cannot be read or is damaged there.
+            DamageError: The file cannot be read or is damaged there.
         """
         return self._vector("norm")
 
@@ -120,7 +120,7 @@ class ShardReader:
             How many rows the block has.
 
         Raises:
-            UserError: The file cannot be read, ends early, or the block does not match its hash.
+            DamageError: The file cannot be read, ends early, or the block does not match its hash.
         """
         start = block * self._block_rows
         rows = min(self._block_rows, self._record.rows - start)
@@ -173,7 +173,7 @@ class ShardReader:
         except OSError as error:
             raise self._damaged(f"cannot be read ({error.strerror})") from None
 
-    def _damaged(self, what: str) -> UserError:
+    def _damaged(self, what: str) -> DamageError:
         return damaged(self._root, self._record.place, what)
 
 
@@ -181,7 +181,7 @@ def check_size(root: Path, place: str, expected: int) -> None:
     """Check that a shard file is there in its full size.
 
     Raises:
-        UserError: Names the shard, what is wrong, and the cure.
+        DamageError: Names the shard, what is wrong, and the cure.
     """
     try:
         size = (root / f"{place}.safetensors").stat().st_size
@@ -195,7 +195,7 @@ def verify(root: Path, record: Record) -> None:
     """Read a whole shard file and compare its size and hash with the record.
 
     Raises:
-        UserError: Names the shard, what is wrong, and the cure.
+        DamageError: Names the shard, what is wrong, and the cure.
     """
     check_size(root, record.place, record.bytes)
     try:

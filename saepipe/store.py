@@ -9,6 +9,7 @@
 
 import functools
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ import torch
 from jaxtyping import Bool, Float, Float32, Shaped
 from torch import Tensor
 
-from saepipe import int8, progress, record, shard_writer
+from saepipe import int8, progress, shard_writer
 from saepipe.durable import disk_errors, is_temporary, remove_stale
-from saepipe.errors import UserError, unknown
+from saepipe.errors import DamageError, UserError, unknown
 from saepipe.int8 import Scales
+from saepipe.layout import place
 from saepipe.lock import LOCK
-from saepipe.manifest import Manifest, Statistics
+from saepipe.manifest import Manifest, Statistics, load_record
+from saepipe.parallel import concurrently
 from saepipe.plan import Plan
 from saepipe.record import Record
 from saepipe.shard import DTYPES, ShardReader, check_size, verify
@@ -43,9 +46,9 @@ class Store:
         self._manifest: Manifest | None = None
         self._records: dict[str, Record] = {}
         self._reader = functools.lru_cache(_OPEN_FILES)(self._open_reader)
-        for name in ("tokens", "heldout", *plan.hooks, *(f"heldout/{hook}" for hook in plan.hooks)):
+        for name in plan.folders:
             if (folder / name).is_symlink():
-                raise UserError(f"{folder / name} is a link; make it a folder, or link the whole store.dir={folder}")
+                raise DamageError(folder / name, "is a link", f"make it a folder, or link the whole store.dir={folder}")
 
     @classmethod
     def create(cls, folder: str | Path, plan: Plan, tokens: TokenStore) -> "Store":
@@ -206,12 +209,7 @@ class Store:
         """Load a shard's record, once; it must be the one that the finaliser saw."""
         name = place(hook, shard, held_out)
         if name not in self._records:
-            found = Record.load(self.folder, name, self.plan.identity)
-            if found.rows != self.plan.shard_rows(shard, held_out=held_out):
-                raise record.damaged(self.folder, name, "has a record of another size")
-            if self._manifest is not None and found.digest != self._manifest.digest(hook, shard, held_out):
-                raise record.damaged(self.folder, name, "has a record that is not the one in manifest.json")
-            self._records[name] = found
+            self._records[name] = load_record(self.folder, self.plan, self._manifest, (hook, shard, held_out))
         return self._records[name]
 
     def _load_manifest(self) -> Manifest:
@@ -293,9 +291,9 @@ class Store:
             raise self._incomplete()
         self.tokens.verify()
         rows = [self.plan.shard_rows(shard, held_out=held_out) for _, shard, held_out in places]
-        with progress.bar("verify", sum(rows)) as bar:
-            for where, count in zip(places, rows, strict=True):
-                verify(self.folder, self._record(*where))
+        work = concurrently(lambda where: verify(self.folder, self._record(*where)), places)
+        with progress.bar("verify", sum(rows)) as bar, closing(work):
+            for count, _ in zip(rows, work, strict=True):
                 bar.update(count)
         manifest = Manifest.of(self.plan, self._record, companions=companions(self.plan))
         manifest.save(self.folder, self.plan)
@@ -323,8 +321,3 @@ def existing_plan(folder: Path) -> Plan | None:
             f"store.dir={folder} is not empty and holds no store (it has {min(strange)}); choose another store.dir"
         )
     return None
-
-
-def place(hook: str, shard: int, held_out: bool) -> str:
-    """Return the path of a shard in the store, without its ending."""
-    return f"{'heldout/' if held_out else ''}{hook}/{shard:06d}"

@@ -7,7 +7,7 @@ It is immutable: the hash in plan.json is its identity. Text becomes ids in `sae
 writes them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8
 
 from saepipe.durable import fits, read_sealed, seal, xxh3
-from saepipe.errors import UserError, unknown
+from saepipe.errors import DamageError, UserError, unknown
 
 FORMAT = 2
 SIDES = ("train", "heldout")
@@ -115,21 +115,9 @@ class TokenStore:
             UserError: There is none, it is of another format, or a file is missing or damaged.
         """
         folder = Path(folder)
-        try:
-            document = read_sealed(folder / "plan.json", cure=_CURE)
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"there are no tokens in {folder}; make them with `python -m saepipe.cache store.dir={folder.parent}`"
-            ) from None
-        if document.get("format") != FORMAT:
-            raise UserError(
-                f"{folder} was written by another version of saepipe (format {document.get('format')}, and this one "
-                f"reads {FORMAT}); use that version, or another store.dir"
-            )
-        arrays = CHAT_ARRAYS if document.get("roles") else ARRAYS
-        files = {f"{side}.{name}": {"contexts": int, "xxh3": str} for side in SIDES for name in arrays}
-        if not fits(document, _DOCUMENT | {"files": files}):
-            raise _damaged(folder / "plan.json", "does not describe tokens")
+        document = _document(folder)
+        for name, file in document["files"].items():
+            _check_size(folder / name, file["contexts"] * document["context_size"] * _itemsize(name))
         return cls(folder, document, seal(document))
 
     def _side(self, side: str) -> Side:
@@ -137,10 +125,6 @@ class TokenStore:
         for name, kind in (CHAT_ARRAYS if self.role_names else ARRAYS).items():
             path = self.folder / f"{side}.{name}"
             contexts = self._files[path.name]["contexts"]
-            expected = contexts * self.context_size * np.dtype(kind).itemsize
-            size = path.stat().st_size if path.is_file() else None
-            if size != expected:
-                raise _damaged(path, "is missing" if size is None else f"has {size} bytes instead of {expected}")
             shape = (contexts, self.context_size)
             # numpy maps no empty file
             arrays[name] = np.memmap(path, kind, "r", shape=shape) if contexts else np.empty(shape, kind)
@@ -153,15 +137,72 @@ class TokenStore:
             UserError: Names the damaged file and the cure.
         """
         for name, file in self._files.items():
-            path = self.folder / name
-            try:
-                sound = xxh3(path) == file["xxh3"]
-            except OSError as error:
-                raise _damaged(path, f"cannot be read ({error.strerror})") from None
-            if not sound:
-                raise _damaged(path, "does not match its hash")
+            _check_hash(self.folder / name, file["xxh3"])
 
 
-def _damaged(path: Path, what: str) -> UserError:
+def faults(folder: Path, digest: str | None) -> Iterator[UserError]:
+    """Read every byte of a token store and tell everything that is wrong with it, not only the first.
+
+    Args:
+        folder: Its folder.
+        digest: Identity that it must have; None where that is not known.
+    """
+    try:
+        document = _document(folder)
+    except UserError as error:
+        yield error
+        return
+    if digest not in (None, seal(document)):
+        yield _damaged(folder / "plan.json", "describes other tokens than the store's")
+        return
+    for name, file in document["files"].items():
+        try:
+            _check_size(folder / name, file["contexts"] * document["context_size"] * _itemsize(name))
+            _check_hash(folder / name, file["xxh3"])
+        except DamageError as error:
+            yield error
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    """Read plan.json."""
+    try:
+        document = read_sealed(folder / "plan.json", cure=_CURE)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"there are no tokens in {folder}; make them with `python -m saepipe.cache store.dir={folder.parent}`"
+        ) from None
+    if document.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} was written by another version of saepipe (format {document.get('format')}, and this one "
+            f"reads {FORMAT}); use that version, or another store.dir"
+        )
+    arrays = CHAT_ARRAYS if document.get("roles") else ARRAYS
+    files = {f"{side}.{name}": {"contexts": int, "xxh3": str} for side in SIDES for name in arrays}
+    if not fits(document, _DOCUMENT | {"files": files}):
+        raise _damaged(folder / "plan.json", "does not describe tokens")
+    return document
+
+
+def _itemsize(name: str) -> int:
+    """Return the size of a number in a file such as `train.ids`."""
+    return np.dtype(CHAT_ARRAYS[name.split(".")[1]]).itemsize
+
+
+def _check_size(path: Path, expected: int) -> None:
+    size = path.stat().st_size if path.is_file() else None
+    if size != expected:
+        raise _damaged(path, "is missing" if size is None else f"has {size} bytes instead of {expected}")
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    try:
+        sound = xxh3(path) == expected
+    except OSError as error:
+        raise _damaged(path, f"cannot be read ({error.strerror})") from None
+    if not sound:
+        raise _damaged(path, "does not match its hash")
+
+
+def _damaged(path: Path, what: str) -> DamageError:
     """Build the error for a damaged file."""
-    return UserError(f"{path} {what}; {_CURE.replace('that folder', str(path.parent))}")
+    return DamageError(path, what, _CURE.replace("that folder", str(path.parent)))

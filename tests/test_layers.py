@@ -36,6 +36,7 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "durable": (0, {"xxhash"}),
     "sparse": (0, TENSORS),
     "progress": (0, {"tqdm"}),
+    "parallel": (0, set()),
     "lock": (1, set()),
     "hub": (1, {"huggingface_hub"}),
     "conversations": (1, set()),
@@ -59,6 +60,7 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "order": (1, {"numpy", "jaxtyping"}),
     "shuffle": (1, {"numpy"}),
     "store": (1, TENSORS | {"tqdm"}),
+    "inspection": (1, {"numpy", "tqdm"}),
     "row_filter": (1, {"numpy", "jaxtyping"}),
     "claims": (1, set()),
     "workers": (1, set()),
@@ -83,7 +85,10 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "loggers": (3, {"lightning", "wandb", "tensorboard"}),
     "projection": (3, TENSORS),
     "capturing": (3, TENSORS | {"tqdm"}),
+    "overview": (1, set()),
+    "repair": (3, {"torch"}),
     "cache": (4, TENSORS | {"tqdm"}),
+    "shards": (4, set()),
     "fitting": (3, {"lightning"}),
     "train": (4, {"torch"}),
     "evaluate": (4, set()),
@@ -270,14 +275,21 @@ def test_help_loads_no_heavy_library(verb: str) -> None:
     assert not loaded & ({"torch", "lightning", "wandb"} | LANGUAGE_MODEL_LIBRARIES)
 
 
-def test_help_answers_at_once() -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["verify", "--help"], ["repair"]])
+def test_help_of_the_file_tool_loads_no_heavy_library(arguments: list[str]) -> None:
+    call = f"import runpy; sys.argv = {['shards', *arguments]}; runpy.run_module('saepipe.shards', run_name='__main__')"
+    assert not loaded_by(call) & ({"torch", "lightning", "wandb", "numpy"} | LANGUAGE_MODEL_LIBRARIES)
+
+
+@pytest.mark.parametrize("module", ["train", "shards"])
+def test_help_answers_at_once(module: str) -> None:
     times_s = []
     for _ in range(3):
         begin = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "saepipe.train", "--help"], cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "-m", f"saepipe.{module}", "--help"], cwd=ROOT, capture_output=True, text=True
         )
         times_s.append(time.perf_counter() - begin)
         assert done.returncode == 0, done.stderr
-        assert "sae" in done.stdout
+        assert ("verify" if module == "shards" else "sae") in done.stdout
     assert statistics.median(times_s) < 3
