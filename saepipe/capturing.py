@@ -10,6 +10,7 @@ import torch
 
 from saepipe import progress
 from saepipe.claims import CLAIMS, Claims
+from saepipe.durable import disk_errors
 from saepipe.groups import GroupWriter
 from saepipe.language_model import LanguageModel
 from saepipe.store import Store
@@ -43,7 +44,11 @@ def fill(store: Store, model: LanguageModel, worker: Worker) -> int:
     """
     if store.plan.threads:
         torch.set_num_threads(store.plan.threads)
-    with Claims(store.folder / CLAIMS) as claims, ThreadPoolExecutor(1, "writer") as thread:
+    with (
+        disk_errors("store.dir", store.folder),
+        Claims(store.folder / CLAIMS) as claims,
+        ThreadPoolExecutor(1, "writer") as thread,
+    ):
         return _Filling(store, model, worker, claims, thread).run()
 
 

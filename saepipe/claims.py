@@ -7,7 +7,6 @@ result does not depend on who does it, or how often.
 """
 
 import json
-import logging
 import os
 import secrets
 import socket
@@ -19,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from saepipe import processes
-
-log = logging.getLogger(__name__)
 
 CLAIMS = ".claims"
 """Folder of a store in which workers say what they are about; gone once the store is complete."""
@@ -52,7 +49,7 @@ class Claims:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._mine: dict[str, Path] = {}
+        self._mine: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._toucher = threading.Thread(target=self._touch, name="claims", daemon=True)
@@ -75,63 +72,71 @@ class Claims:
     def take(self, name: str) -> bool:
         """Claim a thing; False where somebody else has it."""
         path = self._folder / name
-        if path.exists() and self._stale(path):
-            with suppress(OSError):  # another process may be faster
-                path.unlink()
-        if not self._create(path):
+        with suppress(OSError):  # nobody has it
+            found = path.read_bytes()
+            if self._stale(path, found):
+                self._remove(path, found)
+        signed = {"host": socket.gethostname(), "id": processes.host(), "process": os.getpid()}
+        mine = json.dumps(signed | {"claim": secrets.token_hex(8)}).encode()
+        if not self._create(path, mine):
             return False
         with self._lock:
-            self._mine[name] = path
+            self._mine[name] = mine
         return True
 
-    def _create(self, path: Path) -> bool:
+    def release(self, name: str) -> None:
+        """Give a thing back, unless it was taken from this process while it was paused."""
+        with self._lock:
+            mine = self._mine.pop(name)
+        self._remove(self._folder / name, mine)
+
+    def _create(self, path: Path, content: bytes) -> bool:
         """Make a claim's file, which is never seen without its owner in it; False where there is one."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        owner = json.dumps({"host": socket.gethostname(), "id": processes.host(), "process": os.getpid()})
         hidden = self._hidden()
-        hidden.write_text(owner)
         try:
-            os.link(hidden, path)
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without links
+            self._folder.mkdir(parents=True, exist_ok=True)
+            hidden.write_bytes(content)
             try:
-                with path.open("x") as file:
-                    file.write(owner)
+                os.link(hidden, path)
             except FileExistsError:
-                return False
+                raise
+            except OSError:  # a file system without links
+                with path.open("xb") as file:
+                    file.write(content)
+        except (FileExistsError, FileNotFoundError):  # another process has it, or just removed the folder
+            return False
         finally:
             hidden.unlink(missing_ok=True)
         return True
 
+    def _remove(self, path: Path, content: bytes) -> None:
+        """Remove a claim, unless it is another one by now."""
+        hidden = self._hidden()
+        with suppress(OSError):
+            if path.read_bytes() == content:
+                path.rename(hidden)
+                if hidden.read_bytes() != content:  # made in this moment: put it back
+                    os.link(hidden, path)
+        with suppress(OSError):
+            hidden.unlink()
+
     def _hidden(self) -> Path:
         return self._folder / f".{secrets.token_hex(8)}"
-
-    def release(self, name: str) -> None:
-        """Give a thing back."""
-        with self._lock:
-            path = self._mine.pop(name)
-        with suppress(OSError):  # taken from this process while it was paused
-            path.unlink()
 
     def holders(self, names: Iterable[str]) -> list[str]:
         """Say who has claims on things, as `process 12 on node3`."""
         found = set()
         for name in names:
-            with suppress(OSError, ValueError, KeyError):
-                owner = json.loads((self._folder / name).read_text())
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                owner = json.loads((self._folder / name).read_bytes())
                 found.add(f"process {owner['process']} on {owner['host']}")
         return sorted(found)
 
-    def _stale(self, path: Path) -> bool:
-        try:
-            owner = json.loads(path.read_text())
+    def _stale(self, path: Path, content: bytes) -> bool:
+        with suppress(ValueError, KeyError, TypeError):  # one that names no owner: its age tells
+            owner = json.loads(content)
             if processes.ended(owner["id"], owner["process"]):
                 return True
-        except OSError:
-            return False
-        except (ValueError, KeyError, TypeError):
-            log.debug("%s names no owner: its age tells", path)
         return self._age_s(path) > STALE_S
 
     def _age_s(self, path: Path) -> float:
@@ -149,7 +154,9 @@ class Claims:
     def _touch(self) -> None:
         while not self._done.wait(TOUCH_S):
             with self._lock:
-                paths = list(self._mine.values())
-            for path in paths:
+                mine = list(self._mine.items())
+            for name, content in mine:
+                path = self._folder / name
                 with suppress(OSError):
-                    os.utime(path)
+                    if path.read_bytes() == content:
+                        os.utime(path)

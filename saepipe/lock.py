@@ -64,7 +64,7 @@ def _lock(descriptor: int, folder: Path, key: str, *, wait: bool) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(descriptor, 1000).decode(errors="replace") or "another process"
+        holder = os.pread(descriptor, 1000, 0).decode(errors="replace") or "another process"
         if wait:
             _logger.info("%s=%s: waiting for %s", key, folder, holder)
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -4,12 +4,13 @@ They share nothing but the store's folder (`saepipe.claims`), so they may come a
 """
 
 import multiprocessing
-import multiprocessing.connection
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from multiprocessing import connection
+from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
@@ -37,18 +38,18 @@ class Worker:
             environment: The process' environment variables.
         """
 
-        def number(name: str, default: int) -> int:
+        def number(name: str, default: int = 0) -> int:
             value = environment.get(name, "")
             return int(value) if value.isdecimal() else default
 
         if "LOCAL_RANK" in environment:  # torchrun
-            step = (number("RANK", 0), number("WORLD_SIZE", 1), number("LOCAL_RANK", 0))
+            index, count, local_rank = number("RANK"), number("WORLD_SIZE"), number("LOCAL_RANK")
         else:
-            step = (number("SLURM_PROCID", 0), number("SLURM_STEP_NUM_TASKS", 1), number("SLURM_LOCALID", 0))
-        index, count, local_rank = step
-        first, stride = number("SLURM_ARRAY_TASK_MIN", 0), number("SLURM_ARRAY_TASK_STEP", 1)
-        task = (number("SLURM_ARRAY_TASK_ID", first) - first) // stride
-        return cls(task * count + index, count * number("SLURM_ARRAY_TASK_COUNT", 1), local_rank)
+            index, count, local_rank = number("SLURM_PROCID"), number("SLURM_STEP_NUM_TASKS"), number("SLURM_LOCALID")
+        count, tasks, stride = max(1, count), number("SLURM_ARRAY_TASK_COUNT"), number("SLURM_ARRAY_TASK_STEP")
+        first = number("SLURM_ARRAY_TASK_MIN")
+        task = max(0, number("SLURM_ARRAY_TASK_ID", first) - first) // max(1, stride)
+        return cls(task * count + index, count * max(1, tasks), local_rank)
 
     def split(self, workers: int) -> list["Worker"]:
         """Return the workers that this one becomes when it starts others on its machine, itself first."""
@@ -74,44 +75,47 @@ def started(work: Callable[[Any, Worker], object], config: object, helpers: list
         UserError: A helper's work raised one.
     """
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    processes: list[SpawnProcess] = []
-    pipes: list[multiprocessing.connection.Connection] = []
-    # They share the processor's cores: threads that wait must not spin on them
-    kept = os.environ.get("OMP_WAIT_POLICY")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    running: list[SpawnProcess] = []
+    pipes: list[Connection] = []
     try:
-        for helper in helpers:
-            mine, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_run, args=(work, config, helper, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            processes.append(process)
-            pipes.append(mine)
-    finally:
-        if kept is None:
-            del os.environ["OMP_WAIT_POLICY"]
-    try:
+        with _patient_threads():
+            for helper in helpers:
+                mine, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_run, args=(work, config, helper, theirs), daemon=True)
+                process.start()
+                theirs.close()
+                running.append(process)
+                pipes.append(mine)
         yield
-        for process in processes:
+        for process in running:
             process.join()
     finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
+        for process in running:
+            process.kill()  # those that still run, since the block raised
+        for process in running:
             process.join(_PATIENCE_S)
     for pipe in pipes:
-        if pipe.poll():
-            try:
-                raise UserError(pipe.recv())
-            except EOFError:  # died without a word
-                continue
+        with pipe, suppress(EOFError):  # one that died says nothing
+            raise UserError(pipe.recv())
+
+
+@contextmanager
+def _patient_threads() -> Iterator[None]:
+    """Have processes that are started in the block share the cores: threads that wait must not spin on them."""
+    given = "OMP_WAIT_POLICY" in os.environ
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        yield
+    finally:
+        if not given:
+            del os.environ["OMP_WAIT_POLICY"]
 
 
 def _run(
     work: Callable[[Any, Worker], object],
     config: object,
     helper: Worker,
-    errors: "multiprocessing.connection.Connection",
+    errors: Connection,
 ) -> None:
     """Do a helper's work in its own process."""
     parent = multiprocessing.parent_process()
@@ -126,7 +130,7 @@ def _run(
 
 
 def _end_with(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
+    connection.wait([sentinel])
     os._exit(1)
 
 

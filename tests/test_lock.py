@@ -1,9 +1,12 @@
 import errno
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,28 @@ def test_says_who_holds_the_folder_and_is_free_after_sigkill(tmp_path: Path, hol
     with lock.hold(folder, key="run.dir"):
         assert f"process {os.getpid()} " in (folder / lock.LOCK).read_text()
     assert (folder / lock.LOCK).read_text() == ""
+
+
+def test_waits_until_the_folder_is_given_back(
+    tmp_path: Path, holder: "subprocess.Popen[str]", caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    caplog.set_level(logging.INFO)
+    threading.Timer(0.3, holder.kill).start()
+    start = time.monotonic()
+    with lock.hold(folder, key="run.dir", wait=True):
+        assert time.monotonic() - start > 0.2
+        # from the first byte on, though this process read the other's name in the same file
+        assert (folder / lock.LOCK).read_text().startswith(f"process {os.getpid()} on ")
+    assert re.search(rf"run.dir={folder}: waiting for process {holder.pid} on .*", caplog.text)
+
+
+def test_waits_for_nobody_where_the_folder_is_free(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        with lock.hold(tmp_path, key="run.dir", wait=True):
+            assert (tmp_path / lock.LOCK).read_text().startswith(f"process {os.getpid()} on ")
+    assert caplog.text == ""
 
 
 def test_two_threads_cannot_hold_one_folder(tmp_path: Path) -> None:
