@@ -103,7 +103,7 @@ def started(work: Callable[[Any, Worker], object], config: object, helpers: list
 def _patient_threads() -> Iterator[None]:
     """Have processes that are started in the block share the cores: threads that wait must not spin on them."""
     given = "OMP_WAIT_POLICY" in os.environ
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         yield
     finally:
