@@ -9,56 +9,43 @@ import numpy as np
 
 from saepipe.config import StreamConfig
 from saepipe.errors import UserError
-from saepipe.order import Blocks, Order, Place, choose_lanes
-from saepipe.permutation import derive_key
 from saepipe.plan import Plan
 
 WORST = 1.05
 """Companions, relative to a uniform shuffle, from which a store counts as badly shuffled."""
-_POOLS = 4
+_BLOCKS = 64
 _log = logging.getLogger(__name__)
 
 
 def companions(plan: Plan) -> float:
-    """Measure a row's same-context companions in a batch, relative to a uniform shuffle of the store.
+    """Work out a row's same-context companions in a batch, relative to a uniform shuffle of the store.
 
-    The rows of a batch come from the windows that the stream's lanes have open. So this counts the pairs of one context
-    in the windows of some batches (of the default stream, on the hook that is shuffled worst) and divides by how many
-    there would be among as many rows of the whole store: 1 is uniform.
+    A batch is drawn from the windows that the stream's lanes have open, which hold blocks in random order (of the
+    default stream, and of the hook that is shuffled worst). So a row meets all companions of its own block, which are
+    counted in some blocks, and of the others as many as chance gives it; 1 is as good as uniform. Counting pairs in
+    some windows instead was 4 % off for a billion rows, which refused good stores.
 
     Source of the measure: Corgi2 (arXiv 2309.01640), whose two-step shuffle this is.
     """
-    stream = StreamConfig()
-    hook = max(plan.hooks, key=lambda name: plan.block_rows[name])
-    order = Order(
-        Blocks.of(plan, [hook], None),
-        derive_key("companions", plan.identity),
-        lanes=(lanes := choose_lanes(stream)),
-        batch_tokens=stream.batch_tokens,
-        window_tokens=stream.window_tokens,
-    )
-    if not order.batches_per_epoch or plan.tokens <= stream.window_tokens:
-        return 1.0  # the windows hold the whole store
-    found = expected = 0.0
-    for pool in range(_POOLS):
-        row = order.batches_per_epoch * (2 * pool + 1) // (2 * _POOLS) * order.lane_batch
-        places = [Place(0, lane, order.window_index(lane, row)) for lane in range(lanes)]
-        tokens = np.concatenate([_tokens(plan, order, place) for place in places])
+    window, block = StreamConfig().window_tokens, max(plan.block_rows.values())
+    others = plan.context_size - 1
+    if plan.tokens <= window or not others:
+        return 1.0  # the windows hold the whole store, or there are no companions
+    own = _in_own_block(plan, block)
+    found = own + (others - own) * (window - block) / (plan.tokens - block)
+    return found / (others * (window - 1) / (plan.tokens - 1))
+
+
+def _in_own_block(plan: Plan, block: int) -> float:
+    """Count the companions that a row has in its own block: the mean over blocks from all over the store."""
+    rows = pairs = 0
+    for number in range(_BLOCKS):
+        shard = number * plan.n_shards // _BLOCKS
+        start = number % -(-plan.shard_rows(shard) // block) * block
+        tokens = plan.row_tokens(shard, start, min(start + block, plan.shard_rows(shard)))
         _, counts = np.unique(tokens // plan.context_size, return_counts=True)
-        found += float((counts * (counts - 1)).sum())
-        expected += len(tokens) * (len(tokens) - 1) * (plan.context_size - 1) / (plan.tokens - 1)
-    return found / expected if expected else 1.0
-
-
-def _tokens(plan: Plan, order: Order, place: Place) -> np.ndarray:
-    """Return the tokens that the rows of a window belong to."""
-    window, blocks = order.window(place), order.blocks
-    tokens = np.full(len(window.blocks) * blocks.block_rows, -1)
-    for slot, block in enumerate(window.blocks.tolist()):
-        shard, start = int(blocks.shard[block]), int(blocks.number[block]) * blocks.block_rows
-        found = plan.row_tokens(shard, start, min(start + blocks.block_rows, plan.shard_rows(shard)))
-        tokens[slot * blocks.block_rows :][: len(found)] = found
-    return tokens[window.rows]
+        rows, pairs = rows + len(tokens), pairs + int((counts * (counts - 1)).sum())
+    return pairs / rows
 
 
 def check(plan: Plan, *, refuse: bool) -> float:

@@ -21,9 +21,9 @@ import small_models
 import torch
 from small_store import files, left_behind
 
-from saepipe import projection
+from saepipe import projection, shuffle
 from saepipe.cache import _place, cache
-from saepipe.config import CacheConfig, DataConfig, ModelConfig, RunConfig, StoreConfig
+from saepipe.config import CacheConfig, DataConfig, ModelConfig, RunConfig, StoreConfig, StreamConfig
 from saepipe.demo import MODEL_DIR
 from saepipe.errors import UserError
 from saepipe.language_model import LanguageModel
@@ -266,6 +266,20 @@ def test_folder_of_another_plan(inputs: Path, finished: Path, change: dict[str, 
     with pytest.raises(UserError, match=message):
         cache(configured(inputs, finished, **change))
     assert files(finished) == before
+
+
+def test_a_poor_shuffle_is_refused_or_warned_of(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shuffle, "StreamConfig", lambda: StreamConfig(batch_tokens=48, window_tokens=240))
+    config = configured(inputs, tmp_path / "store", shard_tokens=24, shuffle_tokens=24, tokens=1000)
+    with pytest.raises(UserError, match=r"store.shuffle_tokens=24 shuffles too few .* set cache.poor_shuffle=warn"):
+        cache(config)
+    assert not (tmp_path / "store" / "plan.json").exists()
+    config.cache.poor_shuffle = "warn"
+    cache(config)
+    assert "store.shuffle_tokens=24 shuffles too few" in caplog.text
+    assert Store.open(tmp_path / "store").manifest.companions > shuffle.WORST
 
 
 def test_second_process_waits_for_the_first_ones_tokens(

@@ -121,9 +121,7 @@ def ended(process: int) -> bool:
     return False
 
 
-def test_helpers_work_while_the_block_runs_and_are_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_helpers_work_while_the_block_runs_and_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     before = dict(os.environ)
     with started(help_out, Config(tmp_path), HELPERS[:2]):
