@@ -65,8 +65,9 @@ def project(config: RunConfig, model: LanguageModel, *, workers: int) -> Project
     per_row = sum(row_bytes(width, wanted.dtype) + header for width in widths) + token
     with disk_errors("store.dir", folder):
         there = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+        free = _free(folder)
     missing = max(0.0, rows * per_row - there)
-    _check_disk(folder, missing, per_row)
+    _check_disk(folder, missing, free, per_row)
     memory = _check_memory(config, sum(widths), rows)
     speed = tokens_per_s(config, model)
     seconds = missing / per_row / speed / workers
@@ -74,13 +75,12 @@ def project(config: RunConfig, model: LanguageModel, *, workers: int) -> Project
         f"store.dir={folder}: {wanted.tokens:,} tokens of {', '.join(config.model.hooks)}, about {_duration(seconds)} "
         f"at {speed:,.0f} tokens/s{f' for each of {workers} workers' if workers > 1 else ''} "
         f"({model.capture_path} on {model.device}), {rows * per_row / 1e9:.3g} GB on disk "
-        f"({_free(folder) / 1e9:.3g} GB free), {memory / 1e9:.3g} GB of memory per worker to shuffle in"
+        f"({free / 1e9:.3g} GB free), {memory / 1e9:.3g} GB of memory per worker to shuffle in"
     )
     return Projection(wanted.tokens, round(rows * per_row), round(missing), seconds, speed, workers)
 
 
-def _check_disk(folder: Path, missing: float, per_row: float) -> None:
-    free = _free(folder)
+def _check_disk(folder: Path, missing: float, free: int, per_row: float) -> None:
     fitting = int(0.9 * free / per_row)
     fewer = f"store.tokens={fitting}, store.dtype=int8, or " if fitting else ""
     if missing > free:

@@ -197,19 +197,6 @@ def test_a_process_that_sees_its_own_gpus_only_takes_the_first(
     assert [(worker.index, worker.count) for worker in workers] == [(2, 4), (3, 4)]
 
 
-def test_a_bad_shuffle_is_refused_before_anything_is_captured(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("saepipe.shuffle.companions", lambda plan: 2.5)
-    config = configured(inputs, tmp_path / "store")
-    with pytest.raises(UserError, match=r"store.shuffle_tokens=1024 .* 2.50 times .*; give at least .*=warn"):
-        cache(config)
-    assert not (tmp_path / "store" / "plan.json").exists()
-    config.cache.poor_shuffle = "warn"
-    cache(config)
-    assert "2.50 times" in caplog.text
-
-
 def test_a_deleted_shard_is_written_again(inputs: Path, finished: Path, tmp_path: Path) -> None:
     cache(configured(inputs, tmp_path / "store"))
     for path in (tmp_path / "store" / HOOKS[0]).glob("000003.*"):
