@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from saepipe import entry, workers
 from saepipe.config import RunConfig
+from saepipe.durable import disk_errors
 from saepipe.errors import explained_memory
 from saepipe.lock import hold
 from saepipe.workers import Worker
@@ -60,7 +61,8 @@ def _place(config: RunConfig) -> Worker:
 
 
 def _shares_work(config: RunConfig) -> bool:
-    complete = (Path(config.store.dir) / "manifest.json").exists()
+    with disk_errors("store.dir", Path(config.store.dir)):
+        complete = (Path(config.store.dir) / "manifest.json").exists()
     return not (config.cache.dry_run or config.cache.tokens_only or complete)
 
 
