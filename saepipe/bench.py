@@ -12,6 +12,7 @@ import platform
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -68,7 +69,8 @@ def _part(name: str) -> "Callable[[RunConfig, Path], list[Figure]]":
 def scratch(parent: Path) -> Iterator[Path]:
     """Make a folder in `parent` that is gone when the block ends, also after Ctrl-C or SIGTERM."""
     new = [path for path in (parent, *parent.parents) if not path.exists()]
-    before = signal.signal(signal.SIGTERM, _terminate)
+    alone = threading.current_thread() is threading.main_thread()  # no other thread may set signals
+    before = signal.signal(signal.SIGTERM, _terminate) if alone else None
     try:
         with disk_errors("bench.dir", parent):
             parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +81,8 @@ def scratch(parent: Path) -> Iterator[Path]:
         for path in new:
             with suppress(OSError):  # not empty: somebody else has put something there
                 path.rmdir()
-        signal.signal(signal.SIGTERM, before)
+        if alone:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(number: int, _: Any) -> None:
@@ -87,8 +90,10 @@ def _terminate(number: int, _: Any) -> None:
 
 
 def _check_room(config: RunConfig, folder: Path) -> None:
+    from saepipe.bench_store import LARGER
+
     parts, free = config.bench.parts, shutil.disk_usage(folder).free / 1e9
-    need = config.bench.gb * (5 if "memory" in parts else 1 if "stream" in parts else 0)
+    need = config.bench.gb * (LARGER * bool({"stream", "memory"} & {*parts}) + ("memory" in parts))
     if need * 1.05 > free:
         raise UserError(
             f"bench.gb={config.bench.gb} needs {need:.3g} GB in bench.dir={config.bench.dir} and its disk has "

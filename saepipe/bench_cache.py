@@ -23,7 +23,6 @@ from saepipe.language_model import LanguageModel
 from saepipe.lock import hold
 from saepipe.plan import Plan
 from saepipe.store import Store
-from saepipe.token_store import TokenStore
 from saepipe.workers import Worker
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from saepipe.bench_figure import Figure
-from saepipe.bench_store import WIDTH, synthetic
+from saepipe.bench_store import LARGER, WIDTH, synthetic
 from saepipe.config import RunConfig, StreamConfig
 from saepipe.errors import UserError
 from saepipe.shard import DTYPES
@@ -21,12 +21,10 @@ from saepipe.store import Store
 from saepipe.stream import Stream
 
 STATUS = Path("/proc/self/status")
-LARGER = 4
-"""How many times larger the second store is."""
 
 
 def measure(config: RunConfig, folder: Path) -> list[Figure]:
-    """Stream a store and one that is four times larger.
+    """Stream a store and one that is four times larger, which must not take more.
 
     Raises:
         UserError: The system has no /proc.

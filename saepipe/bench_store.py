@@ -18,6 +18,8 @@ from saepipe.token_writer import TokenStoreWriter
 HOOK = "blocks.0.hook_resid_post"
 WIDTH = 768
 """Width of a row: gpt2-small's."""
+LARGER = 4
+"""How many times `bench.gb` the larger store has: a window is then a part of it, as it is of any store in use."""
 _CHUNK = 4096
 
 

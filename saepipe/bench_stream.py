@@ -1,4 +1,4 @@
-"""The stream against the disk: an epoch of shuffled and verified rows over plain reading of the same files in order."""
+"""The stream against plain reading: an epoch of shuffled, verified rows, and one thread's pass through its files."""
 
 import os
 import statistics
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from saepipe.bench_figure import Figure
-from saepipe.bench_store import WIDTH, shard_files, synthetic
+from saepipe.bench_store import LARGER, WIDTH, shard_files, synthetic
 from saepipe.config import RunConfig
 from saepipe.shard import DTYPES, raw
 from saepipe.store import Store
@@ -26,7 +26,7 @@ def measure(config: RunConfig, folder: Path) -> list[Figure]:
     The plain reading is one thread's, in pieces of 4 MiB, into a buffer of the window's size that is used over and
     over. Where files cannot be dropped from the page cache (macOS, Windows), the second figure is left out.
     """
-    store = synthetic(config, folder, config.bench.gb)
+    store = synthetic(config, folder, LARGER * config.bench.gb)
     stream = Stream(store, config.stream, exclude_special_tokens=config.data.exclude_special_tokens)
     window = min(config.stream.window_tokens, store.rows) * WIDTH * DTYPES[config.store.dtype].itemsize
     plain = _Plain(shard_files(store), raw(torch.ones(max(window, _READ_BYTES), dtype=torch.uint8)))
@@ -90,7 +90,7 @@ class _Plain:
         at = 0
         for path in self._files:
             with path.open("rb", buffering=0) as file:
-                while count := file.readinto(self._view[at : at + _READ_BYTES]):  # type: ignore[attr-defined]
+                while count := file.readinto(self._view[at : at + _READ_BYTES]):
                     at = at + count if at + count + _READ_BYTES <= len(self._view) else 0
 
     def cold(self, work: Callable[[], object]) -> float:

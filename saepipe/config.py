@@ -289,11 +289,12 @@ class BenchConfig(Group, group="bench"):
     parts: list[str] = field(default_factory=lambda: list(BENCH_PARTS))
     """What to measure: cache, stream, memory."""
     dir: str = key("stores/bench", filled="name a folder")
-    """Folder for the stores that it makes, in a folder of their own that is deleted at the end: its disk is measured."""
+    """Where to make stores, in a folder of their own that is deleted at the end: this disk is measured."""
     tokens: int = key(32_768, least=1)
     """Tokens in each timing of the cache part; a GPU wants a million and more."""
     gb: float = key(1.0, above=0)
-    """Size in GB of the store that is streamed; the memory part makes one of four times that, too."""
+    """Size in GB of the smaller store that the memory part streams; its larger one, which the stream part streams too,
+    is four times that."""
     rounds: int = key(5, least=1)
     """Rounds in which both sides of each ratio are measured; their median counts."""
     out: str | None = key(None, filled="name a file, or leave it out")
