@@ -7,7 +7,7 @@ here imports torch or a language-model library, so `--help` and a typo answer at
 from dataclasses import dataclass, field
 from typing import Any
 
-from saepipe.errors import UserError
+from saepipe.errors import UserError, unknown
 from saepipe.keys import Group, key
 
 LR_SCHEDULERS = ("constant", "cosineannealing")
@@ -17,6 +17,7 @@ STORE_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 DEVICE_MAPS = ("auto", "balanced", "sequential")
 PRECISIONS = ("32-true", "bf16-mixed")
+BENCH_PARTS = ("cache", "stream", "memory")
 
 
 @dataclass
@@ -282,6 +283,34 @@ class AnalyzeConfig(Group, group="analyze"):
 
 
 @dataclass
+class BenchConfig(Group, group="bench"):
+    """The bench verb's own keys."""
+
+    parts: list[str] = field(default_factory=lambda: list(BENCH_PARTS))
+    """What to measure: cache, stream, memory."""
+    dir: str = key("stores/bench", filled="name a folder")
+    """Where to make stores, in a folder of their own that is deleted at the end: this disk is measured."""
+    tokens: int = key(32_768, least=1)
+    """Tokens in each timing of the cache part; a GPU wants a million and more."""
+    gb: float = key(1.0, above=0)
+    """Size in GB of the smaller store that the memory part streams; its larger one, which the stream part streams too,
+    is four times that."""
+    rounds: int = key(5, least=1)
+    """Rounds in which both sides of each ratio are measured; their median counts."""
+    out: str | None = key(None, filled="name a file, or leave it out")
+    """JSON file for the figures and the machine; None prints the table alone."""
+
+    def __post_init__(self) -> None:
+        """Check what a range cannot say."""
+        super().__post_init__()
+        if not self.parts:
+            raise UserError(f"bench.parts=[] measures nothing; name some of {', '.join(BENCH_PARTS)}")
+        for part in self.parts:
+            if part not in BENCH_PARTS:
+                raise unknown("bench.parts", part, BENCH_PARTS)
+
+
+@dataclass
 class RunConfig:
     """Everything that a run is made of; every verb takes the same groups and reads those it needs."""
 
@@ -299,6 +328,7 @@ class RunConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
     overrides: list[str] = field(default_factory=list)
     """What the user typed, set at the door. A verb that takes model and data from a store compares just these keys."""
 

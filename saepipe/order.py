@@ -112,6 +112,10 @@ class Window:
     rows: Int64[np.ndarray, " token"]
     """Rows of these stretches in the order of the stream."""
 
+    def holds(self, epoch: int, row: int) -> bool:
+        """Say whether a row of its lane is among them."""
+        return epoch == self.place.epoch and self.start <= row < self.stop
+
 
 class Order:
     """The order of the stream, without the reading.

@@ -24,7 +24,7 @@ from saepipe.order import Blocks, Order, Place, Window, choose_lanes
 from saepipe.permutation import derive_key
 from saepipe.row_filter import RowFilter
 from saepipe.store import Store
-from saepipe.window_rows import WindowRows, row_dtype
+from saepipe.window_rows import WindowRows, row_dtype, words
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,6 @@ class _Loaded:
     """A window in memory."""
 
     window: Window
-    rows: Int64[Tensor, " token"]
     buffers: list[WindowRows]
     """One for each hook."""
 
@@ -166,22 +165,21 @@ class Stream:
         for batch in range(start, 2**63):
             epoch, index = divmod(batch, order.batches_per_epoch)
             parts = [self._empty(hook) for hook in self._hooks]
-            filled = 0
+            views = [words(part) for part in parts]
+            begin_row, filled = index * order.lane_batch, 0
             for lane in lanes:
-                row, end = index * order.lane_batch, (index + 1) * order.lane_batch
+                row, end = begin_row, begin_row + order.lane_batch
                 while row < end:
-                    place = Place(epoch, lane, order.window_index(lane, row))
-                    if lane not in loaded or loaded[lane].window.place != place:
-                        spare = loaded.pop(lane).buffers if lane in loaded else None
+                    now = loaded.get(lane)
+                    if now is None or not now.window.holds(epoch, row):
                         loaded[lane] = coming()
-                        assert loaded[lane].window.place == place
-                        coming = begin(self._load, next(places), spare)
-                    now = loaded[lane]
-                    first, last = row - now.window.start, min(end, now.window.stop) - now.window.start
-                    n = last - first
-                    for buffer, part in zip(now.buffers, parts, strict=True):
-                        buffer.take(now.rows[first:last], part[filled : filled + n])
-                    filled, row = filled + n, row + n
+                        coming = begin(self._load, next(places), now.buffers if now else None)
+                        now = loaded[lane]
+                        assert now.window.place == Place(epoch, lane, order.window_index(lane, row))
+                    rows = now.window.rows[row - now.window.start : end - now.window.start]
+                    for buffer, view in zip(now.buffers, views, strict=True):
+                        buffer.take(rows, view[filled : filled + len(rows)])
+                    filled, row = filled + len(rows), row + len(rows)
             yield parts[0] if len(parts) == 1 else (parts[0], parts[1])
 
     def _load(self, place: Place, buffers: list[WindowRows] | None) -> _Loaded:
@@ -195,7 +193,7 @@ class Stream:
         for buffer in buffers:
             for slot, block in enumerate(window.blocks.tolist()):
                 buffer.read(slot, int(blocks.shard[block]), int(blocks.number[block]))
-        return _Loaded(window, torch.from_numpy(window.rows), buffers)
+        return _Loaded(window, buffers)
 
     def _empty(self, hook: str) -> Tensor:
         rows = self._order.lane_batch * len(self._rank_lanes)

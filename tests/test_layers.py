@@ -93,6 +93,12 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "train": (4, {"torch"}),
     "evaluate": (4, set()),
     "analyze": (4, TENSORS | {"tqdm"}),
+    "bench_figure": (3, set()),
+    "bench_store": (3, TENSORS),
+    "bench_cache": (4, TENSORS | {"transformers"}),
+    "bench_stream": (4, TENSORS),
+    "bench_memory": (4, TENSORS),
+    "bench": (4, {"torch"}),
     "demo.__main__": (5, set()),
     "demo.pipeline": (5, set()),
     "demo.bigram": (5, TENSORS),
@@ -267,7 +273,7 @@ def test_import_saepipe_is_light() -> None:
     assert not loaded & ({"torch", "lightning", "numpy", "hydra", "wandb"} | LANGUAGE_MODEL_LIBRARIES)
 
 
-@pytest.mark.parametrize("verb", ["cache", "train", "evaluate", "analyze"])
+@pytest.mark.parametrize("verb", ["cache", "train", "evaluate", "analyze", "bench"])
 def test_help_loads_no_heavy_library(verb: str) -> None:
     call = f"import runpy; sys.argv = ['{verb}', '--help']; runpy.run_module('saepipe.{verb}', run_name='__main__')"
     loaded = loaded_by(call)
