@@ -80,6 +80,8 @@ class Record:
                 document[key] = np.frombuffer(base64.b64decode(document[key]), "<f8")
             except ValueError:
                 raise damaged(root, place, "has a record of another format") from None
+        if len(document["sum"]) != len(document["sum_squares"]):
+            raise damaged(root, place, "has a record of another format")
         return cls(**document)
 
     def save(self, root: Path) -> None:
