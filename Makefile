@@ -8,6 +8,9 @@ PYTHON ?=
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python python3.12 python3.11 python3.13)
 # Further arguments of demo and test, e.g. `make test ARGS="-k shards"`.
 ARGS ?=
+# How much of what is promised under faults `make prove` tries.
+KILLS ?= 20
+FLIPS ?= 1000
 
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
@@ -28,8 +31,8 @@ demo-model: $(READY) ## Train the embedded language model anew
 test: $(READY) ## Run the tests (ARGS="-k shards" runs some)
 	$(BIN)/python -m pytest $(ARGS)
 
-prove: $(READY) ## Run what is promised in full, e.g. the demo from a fresh clone (minutes)
-	$(BIN)/python -m pytest -s -m prove tests/prove $(ARGS)
+prove: $(READY) ## Run what is promised in full: the demo from a fresh clone, kills, faults (KILLS=20 FLIPS=1000; minutes)
+	PROVE_KILLS=$(KILLS) PROVE_FLIPS=$(FLIPS) $(BIN)/python -m pytest -s -m prove tests $(ARGS)
 
 check: $(READY) ## Lint, formatting, types and layers
 	$(BIN)/ruff check .

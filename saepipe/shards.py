@@ -87,8 +87,8 @@ def _repaired(done: dict[str, Any]) -> str:
     if not done["faults"]:
         return f"{done['dir']} is sound and complete: nothing to repair"
     return (
-        f"{done['dir']} is sound and complete again: {done['deleted_shards']:,} damaged shards were deleted and "
-        f"{done['captured_tokens']:,} tokens captured here, in {done['seconds']:.0f} s"
+        f"{done['dir']} is sound and complete again (damaged shards deleted here: {done['deleted_shards']:,}; "
+        f"tokens captured: {done['captured_tokens']:,}; {done['seconds']:.0f} s)"
     )
 
 
