@@ -20,10 +20,7 @@ from saepipe.config import StreamConfig
 from saepipe.durable import read_sealed, write_sealed
 from saepipe.errors import UserError
 from saepipe.inspection import inspect
-<<<<<<< HEAD
-=======
 from saepipe.layout import HEADER_BYTES
->>>>>>> tool
 from saepipe.plan import Plan
 from saepipe.store import Store
 from saepipe.stream import Stream
@@ -32,12 +29,6 @@ SEED = 20_240_607
 HOOK, OTHER = HOOKS
 DTYPES = ["bfloat16", "int8"]
 SIZES = {"hooks": {HOOK: 6}, "tokens": 100}
-<<<<<<< HEAD
-SHARD_BYTES = 384
-"""Size of a whole shard without its header, in both types."""
-
-=======
->>>>>>> tool
 Files = dict[str, bytes | None]
 """Path in the store -> what it is changed to; None is deleted."""
 
@@ -72,17 +63,12 @@ def flip(files: dict[str, bytes], name: str, chance: random.Random) -> Files:
 
 def offset(content: bytearray, chance: random.Random) -> int:
     """Draw a place in a file: as often behind a shard's header, most of so small a file, as anywhere."""
-<<<<<<< HEAD
-    start = chance.choice([0, max(0, len(content) - SHARD_BYTES)])
-    return chance.randrange(start, len(content))
-=======
     return chance.randrange(chance.choice([0, numbers(content)]), len(content))
 
 
 def numbers(content: bytearray) -> int:
     """Return where the numbers of a shard begin: rows, norms, scales; of any other file, where it does."""
     return HEADER_BYTES if len(content) > HEADER_BYTES and content[10:22] == b"__metadata__" else 0
->>>>>>> tool
 
 
 def flip_a_space(files: dict[str, bytes], name: str, chance: random.Random) -> Files:
@@ -94,14 +80,8 @@ def flip_a_space(files: dict[str, bytes], name: str, chance: random.Random) -> F
 
 
 def flip_a_bit_in_a_number(files: dict[str, bytes], name: str, chance: random.Random) -> Files:
-<<<<<<< HEAD
-    """The numbers of a shard are its last bytes: rows, norms, scales."""
-    content = bytearray(files[name])
-    content[chance.randrange(max(0, len(content) - SHARD_BYTES), len(content))] ^= 1 << chance.randrange(8)
-=======
     content = bytearray(files[name])
     content[chance.randrange(numbers(content), len(content))] ^= 1 << chance.randrange(8)
->>>>>>> tool
     return {name: bytes(content)}
 
 
@@ -139,12 +119,7 @@ def draw(files: dict[str, bytes], chance: random.Random) -> tuple[str, Files]:
     """Draw a fault that changes something, and its description."""
     while True:
         fault = chance.choice(FAULTS)
-<<<<<<< HEAD
-        kinds = sorted({kind(name) for name in files})
-        of_a_kind = chance.choice(kinds)
-=======
         of_a_kind = chance.choice(["tokens", "documents", ".json", *[".safetensors"] * 3])
->>>>>>> tool
         name = chance.choice(sorted(name for name in files if kind(name) == of_a_kind))
         changed = {name: content for name, content in fault(files, name, chance).items() if content != files[name]}
         if changed:
@@ -228,13 +203,8 @@ def _check(folder: Path, faults: int, seed: int) -> None:
     assert 0.5 * faults < refused < faults
 
 
-<<<<<<< HEAD
-def test_random_faults(folder: Path) -> None:
-    check(folder, 75, SEED)
-=======
 def test_random_faults(folder: Path, reference: Store) -> None:
     check(folder, 75, SEED + DTYPES.index(reference.plan.dtype))
->>>>>>> tool
 
 
 def test_the_faults_reach_every_kind_of_file(reference: Store) -> None:
