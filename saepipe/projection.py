@@ -120,7 +120,7 @@ def _kind(folder: Path) -> str:
     mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
     resolved = folder.resolve()
     above = [(place, kind) for place, kind in mounts if resolved.is_relative_to(place.replace("\\040", " "))]
-    return max(above, key=lambda mount: len(mount[0]), default=("", ""))[1]
+    return max(reversed(above), key=lambda mount: len(mount[0]), default=("", ""))[1]  # of one place the last counts
 
 
 def _existing(folder: Path) -> Path:

@@ -224,7 +224,13 @@ def choose_target(store: Store, config: StreamConfig, hook: str) -> str | None:
 
 def _too_small(rows: int, config: StreamConfig, filtered: str) -> UserError:
     """Build the error for a store of less than a batch; any batch up to its rows that the lanes divide would do."""
+    filtered = filtered.replace(";", ", ")
+    if filtered and not rows:
+        return UserError(
+            f"the filter of the stream ({filtered}) keeps no row of the store; widen stream.positions, "
+            "stream.max_norm or stream.roles"
+        )
     largest = rows // config.lanes * config.lanes if config.lanes else rows
     cure = f"the largest batch is {largest}, or cache more store.tokens" if largest else "cache more store.tokens"
-    left = f"that the filter keeps ({filtered.replace(';', ', ')})" if filtered else "in the store"
+    left = f"that the filter keeps ({filtered})" if filtered else "in the store"
     return UserError(f"stream.batch_tokens={config.batch_tokens} is more than the {rows} rows {left}; {cure}")

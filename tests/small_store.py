@@ -1,5 +1,6 @@
 """A small store for tests, written as the cache verb writes one, with activations that tell where they are from."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from saepipe.config import StoreConfig
 from saepipe.groups import GroupWriter
 from saepipe.lock import hold
 from saepipe.plan import Plan
+from saepipe.shard import DTYPES
 from saepipe.store import Store
 from saepipe.token_store import TokenStore
 from saepipe.token_writer import TokenStoreWriter
@@ -20,17 +22,25 @@ CONTEXT_SIZE = 8
 HOOKS = {"blocks.0.hook_resid_post": 6, "blocks.1.hook_resid_post": 4}
 
 
-def make_tokens(folder: Path, train: int = 24, heldout: int = 5) -> TokenStore:
-    """Write a token store (or open it): id 0 begins every context, id 1 stands in some places, both special."""
+ROLES = ["template", "user", "assistant"]
+
+
+def make_tokens(folder: Path, train: int = 24, heldout: int = 5, *, chat: bool = False) -> TokenStore:
+    """Write a token store (or open it): id 0 begins every context, id 1 stands in some places, both special.
+
+    Of a chat, the first two tokens of a context are the template's, the next three the user's.
+    """
     if (folder / "plan.json").exists():
         return TokenStore.open(folder)
-    with TokenStoreWriter(folder, context_size=CONTEXT_SIZE, source={"data.path": "small.txt"}) as writer:
+    source = {"data.path": "small.txt"}
+    roles = np.array([[0, 0, 1, 1, 1, 2, 2, 2]], np.uint8)
+    with TokenStoreWriter(folder, context_size=CONTEXT_SIZE, source=source, with_roles=chat) as writer:
         for side, contexts in (("train", train), ("heldout", heldout)):
             for context in range(contexts):
                 ids = (np.arange(CONTEXT_SIZE, dtype=np.int32)[None] + context + 12) % 17 + 1
                 ids[:, 0] = 0
-                writer.append(side, ids, np.full_like(ids, context // 3), ids < 2)
-        return writer.finish(special_ids=[0, 1])
+                writer.append(side, ids, np.full_like(ids, context // 3), ids < 2, *([roles] if chat else []))
+        return writer.finish(special_ids=[0, 1], roles=ROLES if chat else ())
 
 
 def make_plan(token_store: TokenStore, /, **changes: Any) -> Plan:
@@ -99,6 +109,36 @@ def build(folder: Path, **changes: Any) -> Store:
             writer.write()
         if not store.complete:
             store.finalise()
+    return store
+
+
+def numbered(
+    folder: Path,
+    *,
+    hooks: dict[str, int],
+    block_rows: dict[str, int],
+    rows: int = 12_800,
+    dtype: str = "bfloat16",
+    chat: bool = False,
+    sinks: tuple[str, ...] = (),
+) -> Store:
+    """Write a store of up to 1600 contexts whose rows carry their token's number (see `row_numbers`).
+
+    The other channels are `row_numbers % 7 + 1`, and 400 times that at position 0 where the hook is in `sinks`.
+    """
+    with hold(folder, key="store.dir"):
+        tokens = make_tokens(folder / "tokens", train=1600, heldout=1, chat=chat)
+        plan = make_plan(tokens, hooks=hooks, tokens=rows, shard_tokens=1000, shuffle_tokens=3000, dtype=dtype)
+        # fewer and larger blocks than a store of this size has by itself, to save time
+        plan = dataclasses.replace(plan, block_rows=block_rows)
+        store = Store.create(folder, plan, tokens)
+        for hook, shard, held_out in plan.places():
+            numbers = np.arange(plan.shard_rows(shard, held_out=True)) if held_out else plan.row_tokens(shard)
+            scale = np.where((numbers % CONTEXT_SIZE == 0) & (hook in sinks), 400, 1)
+            others = [(numbers % 7 + 1) * scale] * (hooks[hook] - 2)
+            values = torch.from_numpy(np.stack([numbers // 128, numbers % 128, *others], axis=1))
+            store.write(hook, shard, values.to(torch.float32 if dtype == "int8" else DTYPES[dtype]), held_out=held_out)
+        store.finalise()
     return store
 
 

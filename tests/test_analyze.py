@@ -49,6 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, model: LanguageModel) -> Path
         hooks={HOOK: model.width(HOOK)},
         capture="huggingface",
         device_kind="cpu",
+        threads=2,
         data={"path": "demo"},
     )
     plan.save(folder / "store")

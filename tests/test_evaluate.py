@@ -25,7 +25,7 @@ def made(folder: Path, *, held_out: int = 4) -> None:
             writer.append(side, ids[rows], np.zeros_like(ids[rows]), ids[rows] < 3)
         tokens = writer.finish(special_ids=[0, 1, 2])
     keys = {"model": {"name": "demo"}, "hooks": {HOOK: D_IN}, "capture": "huggingface", "device_kind": "cpu"}
-    plan = Plan.make(tokens, StoreConfig(tokens=4 * SEQ), data={"path": "demo"}, **keys)
+    plan = Plan.make(tokens, StoreConfig(tokens=4 * SEQ), threads=2, data={"path": "demo"}, **keys)
     plan.save(folder / "store")
     run = Run(folder / "run")
     overrides = [f"store.dir={folder}/store", f"run.dir={folder}/run", f"model.hooks=[{HOOK}]"]

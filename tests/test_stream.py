@@ -1,4 +1,4 @@
-import dataclasses
+import hashlib
 import itertools
 import logging
 import shutil
@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_store import CONTEXT_SIZE, build, make_plan, make_tokens, row_numbers
+from small_store import CONTEXT_SIZE, build, numbered, row_numbers
 
 from saepipe.config import StreamConfig
 from saepipe.errors import UserError
-from saepipe.lock import hold
 from saepipe.order import Blocks, Order
 from saepipe.permutation import derive_key
 from saepipe.shard import DTYPES
@@ -32,20 +31,7 @@ BLOCK_ROWS = 64
 
 def make_store(folder: Path, *, width: int = 4, dtype: str = "bfloat16", rows: int = ROWS) -> Store:
     """Write a store whose rows carry the number of their token in the text."""
-    with hold(folder, key="store.dir"):
-        tokens = make_tokens(folder / "tokens", train=CONTEXTS, heldout=1)
-        plan = make_plan(tokens, hooks={HOOK: width}, tokens=rows, shard_tokens=1000, shuffle_tokens=3000, dtype=dtype)
-        # fewer and larger blocks than a store of this size has by itself, to save time
-        plan = dataclasses.replace(plan, block_rows={HOOK: BLOCK_ROWS})
-        store = Store.create(folder, plan, tokens)
-        for hook, shard, held_out in plan.places():
-            numbers = np.arange(plan.shard_rows(shard, held_out=True)) if held_out else plan.row_tokens(shard)
-            values = torch.from_numpy(
-                np.stack([numbers // 128, numbers % 128, *[numbers % 7 + 1] * (width - 2)], axis=1)
-            )
-            store.write(hook, shard, values.to(DTYPES[dtype]), held_out=held_out)
-        store.finalise()
-    return store
+    return numbered(folder, hooks={HOOK: width}, block_rows={HOOK: BLOCK_ROWS}, rows=rows, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +47,7 @@ def no_thread_stays() -> Iterator[None]:
     assert set(threading.enumerate()) <= before
 
 
-def make_config(**changes: int | str | None) -> StreamConfig:
+def make_config(**changes: object) -> StreamConfig:
     return StreamConfig(**{"batch_tokens": 960, "window_tokens": 3000, "prefetch_batches": 2, **changes})  # type: ignore[arg-type]
 
 
@@ -118,6 +104,25 @@ def test_the_key_is_the_one_in_the_definition(store: Store) -> None:
     order = Order(blocks, key, lanes=24, batch_tokens=960, window_tokens=3000)
     for batch in (0, stream.batches_per_epoch):
         np.testing.assert_array_equal(stream.rows_of(batch), order.rows_of(batch))
+
+
+def digest(stream: Stream) -> str:
+    rows = [stream.rows_of(batch) for batch in (0, 1, stream.batches_per_epoch, 1000)]
+    return hashlib.sha256(np.concatenate(rows).astype("<i8").tobytes()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("filtered", "keys", "expected"),
+    [
+        (False, {}, "6fbb3986f19916ab"),
+        (True, {}, "c9f2e3d2e7d373cb"),
+        (True, {"positions": [1, 5], "max_norm": 2.0, "seed": 7}, "8562722a2306e35a"),
+    ],
+)
+def test_golden_stream(store: Store, *, filtered: bool, keys: dict[str, object], expected: str) -> None:
+    """Checkpoints depend on it: a change here resumes every run on other rows."""
+    stream = Stream(store, make_config(batch_tokens=480, **keys), exclude_special_tokens=filtered)
+    assert digest(stream) == expected
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"window_tokens": 3001}, {"lanes": 12}, {"batch_tokens": 984}])
