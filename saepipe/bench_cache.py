@@ -3,14 +3,14 @@
 import dataclasses
 import re
 import shutil
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 from saepipe.bench_figure import Figure
@@ -152,11 +152,13 @@ class _Comparison:
         deepest = self._hooks[-1:]
         self._forwards(slice(0, 2))  # what is set up at the first call does not count
         rounds = [self._round(deepest) for _ in range(self._config.bench.rounds)]
-        seconds = {name: statistics.median(times[name] for times in rounds) for name in rounds[0]}
-        speeds = {f"{name}_tokens_per_s": self._store.tokens / each for name, each in seconds.items()}
+        speeds: dict[str, float] = {}
+        for name in rounds[0]:
+            wall_s, processor_s = np.median([times[name] for times in rounds], axis=0).tolist()
+            speeds |= {f"{name}_tokens_per_s": self._store.tokens / wall_s, f"{name}_processor_s": processor_s}
 
         def ratios(above: str, below: str) -> list[float]:
-            return [times[above] / times[below] for times in rounds]
+            return [float(times[above][0] / times[below][0]) for times in rounds]
 
         several = f"cache, time of {len(self._hooks)} hooks over that of the deepest"
         found = [
@@ -170,7 +172,7 @@ class _Comparison:
             ]
         return found
 
-    def _round(self, deepest: list[str]) -> dict[str, float]:
+    def _round(self, deepest: list[str]) -> dict[str, Float64[np.ndarray, " 2"]]:
         """Time everything once: forward passes before and after the whole, so that drift counts for both sides."""
         batches = self._contexts // self._batch
         before = self._forwards(slice(0, batches // 2))
@@ -182,9 +184,9 @@ class _Comparison:
             "cache_several": self._cached(self._hooks),
         }
 
-    def _forwards(self, batches: slice) -> dict[str, float]:
+    def _forwards(self, batches: slice) -> dict[str, Float64[np.ndarray, " 2"]]:
         """Time the plain pass and capturing in turns, batch by batch."""
-        times = {"plain": 0.0, "capture": 0.0, "capture_several": 0.0}
+        times = {name: np.zeros(2) for name in ("plain", "capture", "capture_several")}
         ids = torch.from_numpy(self._read.train.ids.astype("int64")).split(self._batch)
         ways: dict[str, Callable[[Tensor], object]] = {
             "plain": self._plain.run,
@@ -197,7 +199,7 @@ class _Comparison:
                 times[name] += self._timed(lambda run=ways[name], batch=batch: run(batch))  # type: ignore[misc]
         return times
 
-    def _cached(self, hooks: list[str]) -> float:
+    def _cached(self, hooks: list[str]) -> Float64[np.ndarray, " 2"]:
         """Time the making of a store, with the code of the cache verb."""
         folder = self._folder / "store"
         plan = Plan.make(
@@ -216,9 +218,10 @@ class _Comparison:
         shutil.rmtree(folder)
         return seconds
 
-    def _timed(self, work: Callable[[], object]) -> float:
-        start = time.perf_counter()
+    def _timed(self, work: Callable[[], object]) -> Float64[np.ndarray, " 2"]:
+        """Return the seconds, and those that the processor's cores worked: other processes show in the first only."""
+        start = np.array([time.perf_counter(), time.process_time()])
         work()
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)
-        return time.perf_counter() - start
+        return np.array([time.perf_counter(), time.process_time()]) - start

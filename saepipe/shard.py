@@ -11,7 +11,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +105,14 @@ class ShardReader:
             DamageError: The file cannot be read or is damaged there.
         """
         return self._vector("norm")
+
+    def announce(self, block: int) -> None:
+        """Have the disk begin to read a block, where the system can be told so, while others are read and hashed."""
+        if hasattr(os, "posix_fadvise"):
+            size = self._block_rows * (self._offsets["norm"] - self._offsets["activations"]) // self._record.rows
+            start = self._offsets["activations"] + block * size
+            with suppress(OSError):  # a hint, which a file system may refuse
+                os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
 
     def read_into(
         self, block: int, out: Shaped[Tensor, "token d_in"], row_scale: Float32[Tensor, " token"] | None = None

@@ -161,6 +161,10 @@ class Store:
             return out[:rows]
         return int8.decode(out[:rows], row_scale[:rows], self.scales(hook, shard, held_out=held_out))
 
+    def announce(self, hook: str, shard: int, block: int) -> None:
+        """Have the disk begin to read a block of training rows."""
+        self._reader(hook, shard, False).announce(block)
+
     def read_block_into(
         self,
         hook: str,

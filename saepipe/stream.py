@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 Batch = Float[Tensor, "token d_in"] | tuple[Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]]
 """Rows of the hook; with `stream.target_hook` also the same tokens' rows of that one."""
 
+_AHEAD = 24
+"""Blocks that the disk is told of before they are read, since it would stand still while a block is hashed: on a
+virtual disk of 0.4 GB/s, cold epochs took 11 s without, 10 s with 8 and 9 s with 24 (medians of three)."""
+
 _open: "WeakSet[Generator[Batch, None, None]]" = WeakSet()
 
 
@@ -190,9 +194,14 @@ class Stream:
             # Room for any later window: a buffer that grows stands beside the new one for a while.
             most = max(len(window.blocks), self._order.window_blocks)
             buffers = [WindowRows(self._store, hook, block_rows=blocks.block_rows, blocks=most) for hook in self._hooks]
+        places = [*zip(blocks.shard[window.blocks].tolist(), blocks.number[window.blocks].tolist(), strict=True)]
         for buffer in buffers:
-            for slot, block in enumerate(window.blocks.tolist()):
-                buffer.read(slot, int(blocks.shard[block]), int(blocks.number[block]))
+            for place_ahead in places[:_AHEAD]:
+                buffer.announce(*place_ahead)
+            for slot, at in enumerate(places):
+                for place_ahead in places[slot + _AHEAD : slot + _AHEAD + 1]:
+                    buffer.announce(*place_ahead)
+                buffer.read(slot, *at)
         return _Loaded(window, buffers)
 
     def _empty(self, hook: str) -> Tensor:

@@ -30,18 +30,27 @@ class WindowRows:
             self._row_scale = torch.empty(blocks * block_rows)
             self._centre, self._scale = torch.empty(blocks, width), torch.empty(blocks, width)
 
+    def announce(self, shard: int, number: int) -> None:
+        """Have the disk begin to read a block that will soon be asked for."""
+        for block in self._blocks(shard, number):
+            self._store.announce(self._hook, shard, block)
+
+    def _blocks(self, shard: int, number: int) -> range:
+        """Return the hook's own blocks in a block of the stream."""
+        plan = self._store.plan
+        size = plan.block_rows[self._hook]
+        first = number * self._block_rows // size
+        return range(first, min(first + self._block_rows // size, plan.n_blocks(self._hook, shard)))
+
     def read(self, slot: int, shard: int, number: int) -> None:
         """Read a block of a shard into a slot, from any thread.
 
         Raises:
             UserError: The block is missing or damaged.
         """
-        plan = self._store.plan
-        size = plan.block_rows[self._hook]
-        first, at = number * self._block_rows // size, slot * self._block_rows
-        stop = min(first + self._block_rows // size, plan.n_blocks(self._hook, shard))
-        for block in range(first, stop):
-            part = slice(at + (block - first) * size, at + (block - first + 1) * size)
+        size, at = self._store.plan.block_rows[self._hook], slot * self._block_rows
+        for index, block in enumerate(self._blocks(shard, number)):
+            part = slice(at + index * size, at + (index + 1) * size)
             row_scale = self._row_scale[part] if self._scaled else None
             self._store.read_block_into(self._hook, shard, block, self._values[part], row_scale)
         if self._scaled:

@@ -319,3 +319,22 @@ def test_what_an_epoch_leaves_out_is_said_once(store: Store, caplog: pytest.LogC
     batches.close()
     (record,) = caplog.records
     assert "13 batches an epoch; 320 of 12,800 rows are left out of each" in record.getMessage()
+
+
+def test_the_disk_is_told_of_every_block_before_it_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    announce, read = Store.announce, Store.read_block_into
+
+    def tell(self: Store, hook: str, shard: int, block: int) -> None:
+        told.append((shard, block))
+        announce(self, hook, shard, block)
+
+    def check(self: Store, hook: str, shard: int, block: int, *args: Any) -> int:
+        assert (shard, block) in told
+        return read(self, hook, shard, block, *args)
+
+    monkeypatch.setattr(Store, "announce", tell)
+    monkeypatch.setattr(Store, "read_block_into", check)
+    stream = Stream(store, make_config(prefetch_batches=0), exclude_special_tokens=False)
+    take(stream, stream.batches_per_epoch)
+    assert len(set(told)) == sum(store.plan.n_blocks(HOOK, shard) for shard in range(store.plan.n_shards))
