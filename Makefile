@@ -8,6 +8,8 @@ PYTHON ?=
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python python3.12 python3.11 python3.13)
 # Further arguments of demo and test, e.g. `make test ARGS="-k shards"`.
 ARGS ?=
+# Tests that run at once, a file at a time.
+JOBS ?= 2
 # How much of what is promised under faults `make prove` tries.
 KILLS ?= 20
 FLIPS ?= 1000
@@ -29,7 +31,7 @@ demo-model: $(READY) ## Train the embedded language model anew
 	$(BIN)/python -m saepipe.demo.train_model $(ARGS)
 
 test: $(READY) ## Run the tests (ARGS="-k shards" runs some)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 prove: $(READY) ## Run what is promised in full: the demo from a fresh clone, kills, faults (KILLS=20 FLIPS=1000; minutes)
 	PROVE_KILLS=$(KILLS) PROVE_FLIPS=$(FLIPS) $(BIN)/python -m pytest -s -m prove tests $(ARGS)

@@ -32,8 +32,8 @@ Batch = Float[Tensor, "token d_in"] | tuple[Float[Tensor, "token d_in"], Float[T
 """Rows of the hook; with `stream.target_hook` also the same tokens' rows of that one."""
 
 _AHEAD = 24
-"""Blocks that the disk is told of before they are read, since it would stand still while a block is hashed: on a
-virtual disk of 0.4 GB/s, cold epochs took 11 s without, 10 s with 8 and 9 s with 24 (medians of three)."""
+"""Blocks that the disk is told of before they are read, since it would stand still while a block is hashed. Cold
+epochs on a virtual disk: 10.6 s told just before the read, 10.7 s with 8, 7.8 s with 24 (medians of 3 noisy rounds)."""
 
 _open: "WeakSet[Generator[Batch, None, None]]" = WeakSet()
 
