@@ -289,6 +289,7 @@ def test_a_manifest_of_fewer_shards_or_channels(folder: Path, key: str) -> None:
 # Builds stores in forked children: one import of torch serves them all. `every step`: a child kills itself before the
 # n-th thing that it does to the disk, for every n. `any moment`: the parent kills child after child, a bit later each.
 FORKS = """
+import tqdm; tqdm.tqdm.monitor_interval = 0  # its thread may hold a lock when the process forks
 import os, signal, sys, time
 from pathlib import Path
 from small_store import build

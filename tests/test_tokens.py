@@ -270,14 +270,15 @@ def test_ids_of_a_template_outside_the_vocabulary(tmp_path: Path) -> None:
 # Tokenises in forked children and kills them one after the other at random moments, until one of them finishes. Most
 # are given the time to save at least once, however busy the machine is, and none the time to save everything.
 KILLS = """
+import tqdm; tqdm.tqdm.monitor_interval = 0  # its thread may hold a lock when the process forks
 import os, random, signal, sys, time
 from pathlib import Path
 from saepipe import tokens
 from saepipe.token_writer import TokenStoreWriter
 from test_tokens import resumable
 
-tokens._SAVE_EVERY_S, tokens._CHUNK_CHARACTERS = 0, 4000
 folder, kind, chance = Path(sys.argv[1]), sys.argv[2], random.Random(sys.argv[2])
+tokens._SAVE_EVERY_S, tokens._CHUNK_CHARACTERS = 0, 1000 if kind == "ids" else 4000
 resumable(folder / "undisturbed", kind)  # imports what the children need
 save = TokenStoreWriter.save
 TokenStoreWriter.save = lambda self, state: (save(self, state), time.sleep(0.02))
@@ -358,6 +359,7 @@ def run_script(script: str, folder: Path, kind: str) -> int:
 
 # Kills a child before the n-th thing that it does to the disk, for every n, and lets another one finish.
 STEPS = """
+import tqdm; tqdm.tqdm.monitor_interval = 0  # its thread may hold a lock when the process forks
 import os, shutil, signal, sys
 from pathlib import Path
 from small_store import files
