@@ -71,4 +71,6 @@ def whole(store: Store, hook: str, shard: int) -> torch.Tensor:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        sys.exit(__doc__)
     stored(sys.argv[1], sys.argv[2:]) if len(sys.argv) > 2 else drawn()

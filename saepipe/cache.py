@@ -86,7 +86,9 @@ def help_cache(config: RunConfig, worker: Worker) -> dict[str, Any]:
         model__dtype="bfloat16",
     ):
         if config.cache.dry_run:
-            return asdict(project(config, model, workers=worker.count))
+            projection = asdict(project(config, model, workers=worker.count))
+            log.info("cache.dry_run=true: nothing was written")
+            return projection
         if not (worker.index or config.cache.tokens_only or (folder / "manifest.json").exists()):
             project(config, model, workers=worker.count)
         with hold(folder, key="store.dir", wait=True):

@@ -80,6 +80,8 @@ class _Filling:
                     self._wait(missing)
                 missing = self._store.missing_groups()
             self._written()
+            for other in to_come:
+                bar.update(self._rows(other))
         return tokens
 
     def _rows(self, group: Group) -> int:
@@ -125,7 +127,8 @@ class _Filling:
     def _wait(self, missing: Sequence[Group]) -> None:
         if not self._waited:
             others = ", ".join(self._claims.holders(map(claim_name, missing))) or "others"
-            log.info("%s: %d groups are still with %s", self._store.folder, len(missing), others)
+            n = f"{len(missing)} group is" if len(missing) == 1 else f"{len(missing)} groups are"
+            log.info("%s: %s still with %s", self._store.folder, n, others)
             self._waited = True
         time.sleep(_WAIT_S)
 

@@ -137,7 +137,7 @@ class Claims:
             owner = json.loads(content)
             if processes.ended(owner["id"], owner["process"]):
                 return True
-        return self._age_s(path) > STALE_S
+        return abs(self._age_s(path)) > STALE_S  # one from the future is of a clock that was put back
 
     def _age_s(self, path: Path) -> float:
         """Tell how long ago a claim was touched, by the file system's own clock: machines may disagree on the time."""

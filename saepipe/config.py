@@ -133,7 +133,7 @@ class StreamConfig(Group, group="stream"):
     hook: str | None = None
     """Hook point to train on; None means the only one in the store."""
     target_hook: str | None = None
-    """Hook point to predict from the other (a transcoder); None means the same (an autoencoder)."""
+    """Hook point to predict from the other; None means the same. Pairs for transcoders: no sae trains on them yet."""
     positions: list[int] | None = None
     """First and last position in the context to train on, such as [1, 63]; None means all."""
     max_norm: float | None = key(None, above=0)
@@ -157,6 +157,8 @@ class StreamConfig(Group, group="stream"):
         super().__post_init__()
         if self.positions is not None and (len(self.positions) != 2 or not 0 <= self.positions[0] <= self.positions[1]):
             raise UserError(f"stream.positions={self.positions} is no range; give [first, last], counted from 0")
+        if self.prefetch_batches > 1024:
+            raise UserError(f"stream.prefetch_batches={self.prefetch_batches} is out of range; give at most 1024")
         if self.roles is not None and not self.roles:
             raise UserError("stream.roles=[] keeps no token; name a role, or leave it null")
         if self.lanes is not None and self.batch_tokens % self.lanes:

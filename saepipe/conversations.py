@@ -76,7 +76,7 @@ def _message(message: Any, where: str) -> Message:
 
 
 def _role(role: Any, key: str, where: str) -> str:
-    if not isinstance(role, str) or not role.strip() or role == TEMPLATE:
+    if not isinstance(role, str) or not role.strip() or not role.isprintable() or role == TEMPLATE:
         raise UserError(f"{where} has {key}={reprlib.repr(role)}; give a name such as user or assistant")
     if key == "role":
         return role

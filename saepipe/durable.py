@@ -50,10 +50,17 @@ def remove_stale(folder: Path) -> int:
     Returns:
         How many there were.
     """
-    stale = [path for path in folder.rglob(".*.tmp") if is_temporary(path) and _left_behind(path)]
+    stale = [path for path in files_below(folder) if is_temporary(path) and _left_behind(path)]
     for path in stale:
         path.unlink(missing_ok=True)
     return len(stale)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Go through the files below a folder; others may remove some meanwhile, which `rglob` does not bear."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            yield Path(parent, name)
 
 
 def _left_behind(path: Path) -> bool:

@@ -42,13 +42,15 @@ def hold(folder: str | Path, *, key: str, wait: bool = False) -> Iterator[None]:
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _lock(descriptor, folder, key, wait=wait)
-        os.ftruncate(descriptor, 0)
         command = " ".join(sys.argv)[:200]
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} ({command})".encode())
+        with suppress(OSError):  # a full disk, which what is done under the lock tells of in better words
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} ({command})".encode())
         try:
             yield
         finally:
-            os.ftruncate(descriptor, 0)
+            with suppress(OSError):
+                os.ftruncate(descriptor, 0)
     finally:
         if fcntl is not None:
             with suppress(OSError):  # where it could not be locked either

@@ -132,6 +132,11 @@ class Plan(Layout):
         try:
             document = read_sealed(path, cure=_CURE)
         except (FileNotFoundError, NotADirectoryError):
+            if (folder / "tokens").is_dir():
+                raise UserError(
+                    f"store.dir={folder} has no plan yet: its text is being tokenised, or that was stopped; run the "
+                    "same `python -m saepipe.cache` command again to go on"
+                ) from None
             raise UserError(
                 f"there is no store in store.dir={folder}; make one with `python -m saepipe.cache store.dir={folder}`"
             ) from None

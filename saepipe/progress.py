@@ -1,13 +1,22 @@
 """How far a long step is: tokens per second and time left, on a terminal or in a log."""
 
-import multiprocessing
 import sys
+import threading
 from typing import Any
 
 from tqdm import tqdm
 
 IN_A_LOG_S = 30
 """Seconds between two states of a bar that goes to a file or a scheduler's log."""
+
+_hidden = False
+tqdm.set_lock(threading.RLock())  # its own is shared with other processes, and left behind by one that is killed
+
+
+def hide() -> None:
+    """Show no bar in this process: what it does is in another one's."""
+    global _hidden
+    _hidden = True
 
 
 def bar(step: str, tokens: int, done: int = 0) -> "tqdm[Any]":
@@ -19,7 +28,6 @@ def bar(step: str, tokens: int, done: int = 0) -> "tqdm[Any]":
         done: How many were done before this process began.
     """
     interval_s = 0.1 if sys.stderr.isatty() else IN_A_LOG_S
-    helper = multiprocessing.parent_process() is not None  # what it does is in its parent's bar
     return tqdm(
-        desc=step, total=tokens, initial=done, unit="tok", unit_scale=True, mininterval=interval_s, disable=helper
+        desc=step, total=tokens, initial=done, unit="tok", unit_scale=True, mininterval=interval_s, disable=_hidden
     )

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def project(config: RunConfig, model: LanguageModel, *, workers: int) -> Project
     token = 10 if config.data.chat_template else 9  # id, document, mask, role
     per_row = sum(row_bytes(width, wanted.dtype) + header for width in widths) + token
     with disk_errors("store.dir", folder):
-        there = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+        there = _bytes_below(folder)
         free = _free(folder)
     missing = max(0.0, rows * per_row - there)
     _check_disk(folder, missing, free, per_row)
@@ -78,6 +79,16 @@ def project(config: RunConfig, model: LanguageModel, *, workers: int) -> Project
         f"({free / 1e9:.3g} GB free), {memory / 1e9:.3g} GB of memory per worker to shuffle in"
     )
     return Projection(wanted.tokens, round(rows * per_row), round(missing), seconds, speed, workers)
+
+
+def _bytes_below(folder: Path) -> int:
+    """Add up the shards that are there; another worker may just be writing one."""
+    size = 0
+    for path in durable.files_below(folder):
+        if path.suffix == ".safetensors":
+            with suppress(FileNotFoundError):
+                size += path.stat().st_size
+    return size
 
 
 def _check_disk(folder: Path, missing: float, free: int, per_row: float) -> None:

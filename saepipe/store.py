@@ -110,7 +110,11 @@ class Store:
     @property
     def complete(self) -> bool:
         """Whether the store has been finished, which `create` and `open(complete=False)` do not ask."""
-        return (self.folder / "manifest.json").exists()
+        try:
+            Manifest.load(self.folder, self.plan)
+        except (FileNotFoundError, UserError):
+            return False
+        return True
 
     def width(self, hook: str) -> int:
         """Return the width of a hook's rows."""

@@ -105,8 +105,12 @@ class Stream:
             raise _too_small(self._order.rows, config, row_filter.text)
         if rank == 0:
             log.info(
-                "%s: %s batches an epoch; %s of %s rows are left out of each, other ones every time",
+                "%s: %s rows%s, %s batches an epoch; %s of %s rows are left out of each, other ones every time",
                 store.folder,
+                f"{store.rows:,}",
+                f", of which the filter ({row_filter.text.replace(';', ', ')}) keeps {self._order.rows:,}"
+                if row_filter.text
+                else "",
                 f"{self.batches_per_epoch:,}",
                 f"{self._order.rows - self.batches_per_epoch * config.batch_tokens:,}",
                 f"{self._order.rows:,}",

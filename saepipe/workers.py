@@ -5,6 +5,7 @@ They share nothing but the store's folder (`saepipe.claims`), so they may come a
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+from saepipe import progress
 from saepipe.errors import UserError
 
 _PATIENCE_S = 10.0
@@ -82,7 +84,8 @@ def started(work: Callable[[Any, Worker], object], config: object, helpers: list
             for helper in helpers:
                 mine, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_run, args=(work, config, helper, theirs), daemon=True)
-                process.start()
+                with _without_interrupts():
+                    process.start()
                 theirs.close()
                 running.append(process)
                 pipes.append(mine)
@@ -111,6 +114,19 @@ def _patient_threads() -> Iterator[None]:
             del os.environ["OMP_WAIT_POLICY"]
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C from a process that is started in the block until it is ready, since it would print where it was."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _run(
     work: Callable[[Any, Worker], object],
     config: object,
@@ -121,7 +137,10 @@ def _run(
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    progress.hide()
     try:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         work(config, helper)
     except UserError as error:
         errors.send(str(error))

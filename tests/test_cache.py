@@ -210,6 +210,7 @@ def test_dry_run_writes_nothing(inputs: Path, tmp_path: Path, caplog: pytest.Log
     projected = cache(configured(inputs, tmp_path / "store", dry_run=True))
     assert not (tmp_path / "store").exists()
     assert projected["seconds"] > 0
+    assert "cache.dry_run=true: nothing was written" in caplog.text
     assert "tokens/s (huggingface on cpu)" in caplog.text
 
 
@@ -311,6 +312,17 @@ def test_damaged_tokens_are_told_before_anything_is_captured_from_them(
         cache(configured(inputs, store))
     assert files(store) == before
     shutil.rmtree(ids.parent)
+    cache(configured(inputs, store))
+    assert files(store) == files(finished)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", None])
+def test_a_manifest_that_is_none_is_made_again(
+    inputs: Path, finished: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    store = shutil.copytree(finished, tmp_path / "store")
+    path = store / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-9] if content is None else content)
     cache(configured(inputs, store))
     assert files(store) == files(finished)
 

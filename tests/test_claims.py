@@ -275,3 +275,11 @@ def test_of_many_processes_each_name_has_one_owner(tmp_path: Path, stale: bool) 
     assert len(taken) == 8
     assert sorted(name for names in taken for name in names) == sorted(str(n) for n in range(50))
     assert not (tmp_path / "claims").exists()
+
+
+def test_a_claim_from_the_future_is_of_a_clock_that_was_put_back(tmp_path: Path) -> None:
+    with Claims(tmp_path) as mine:
+        forge(tmp_path, "a", signed(), age_s=-claims.STALE_S + 5)
+        assert not mine.take("a")
+        forge(tmp_path, "a", signed(), age_s=-claims.STALE_S - 5)
+        assert mine.take("a")

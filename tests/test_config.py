@@ -37,6 +37,13 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (config.DataConfig, {"chat_template": " "}, "data.chat_template is empty"),
     (config.StoreConfig, {"dir": ""}, "store.dir is empty"),
     (config.RunFolder, {"dir": ""}, "run.dir is empty"),
+    (config.StreamConfig, {"prefetch_batches": 1025}, "stream.prefetch_batches=1025"),
+    (config.StreamConfig, {"positions": [5]}, "stream.positions=[5]"),
+    (config.StreamConfig, {"positions": [5, 3]}, "stream.positions=[5, 3]"),
+    (config.StreamConfig, {"max_norm": 0}, "stream.max_norm=0"),
+    (config.StreamConfig, {"roles": []}, "stream.roles=[]"),
+    (config.CacheConfig, {"workers": 0}, "cache.workers=0"),
+    (config.CacheConfig, {"poor_shuffle": "hide"}, "cache.poor_shuffle=hide"),
     (config.EvaluateConfig, {"tokens": 0}, "evaluate.tokens=0"),
     (config.AnalyzeConfig, {"latents": 0}, "analyze.latents=0"),
 ]

@@ -65,6 +65,8 @@ def test_an_empty_conversation_and_empty_contents() -> None:
         ([{"role": "user", "content": [{"type": "text", "text": None}]}], "message 0: content[0].text is None"),
         ([{"role": "user", "content": "\ud800"}], "message 0: content holds half a character"),
         ([{"role": "", "content": "a"}], "message 0 has role=''; give a name such as user"),
+        ([{"role": "\ue0001\ue001", "content": "a"}], "message 0 has role='\\ue0001\\ue001'; give a name such as user"),
+        ([{"role": "a\ud800", "content": "a"}], "message 0 has role='a\\ud800'; give a name such as user"),
         ([{"role": "template", "content": "a"}], "message 0 has role='template'; give a name"),
         ([{"role": None, "content": "a"}], "message 0 has role=None; give a name"),
         ([{"from": "bing", "value": "a"}], "from='bing'; leave out conversations with others than human, gpt, user"),

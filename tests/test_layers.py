@@ -63,7 +63,7 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "inspection": (1, {"numpy", "tqdm"}),
     "row_filter": (1, {"numpy", "jaxtyping"}),
     "claims": (1, set()),
-    "workers": (1, set()),
+    "workers": (1, {"tqdm"}),
     "groups": (1, TENSORS),
     "saes": (1, {"torch", "jaxtyping"}),
     "saes.*": (1, {"torch", "jaxtyping"}),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,14 @@ def test_warns_and_goes_on_where_there_are_no_locks(
         monkeypatch.setattr(lock.fcntl, "flock", refuse)
     with lock.hold(tmp_path, key="store.dir"):
         assert "make sure that one process only" in caplog.text
+
+
+def test_a_full_disk_keeps_nobody_from_holding_a_folder(small_disk: Path) -> None:
+    with lock.hold(small_disk, key="store.dir"):
+        assert (small_disk / lock.LOCK).read_text()
+    (small_disk / "others").write_bytes(b"x" * 32_000)
+    with suppress(OSError), (small_disk / "rest").open("wb", buffering=0) as rest:
+        while True:
+            rest.write(b"x" * 100)
+    with lock.hold(small_disk, key="store.dir"):
+        assert (small_disk / lock.LOCK).exists()

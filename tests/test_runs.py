@@ -60,3 +60,11 @@ def test_only_what_decides_the_weights_must_agree(tmp_path: Path) -> None:
     run.refuse_another(entry.load_config("train", ["train.tokens=5000", "train.log_every_steps=3", "logger=wandb"]))
     with pytest.raises(UserError, match=r"optim.lr is 0.0003 there and 0.5 here; choose another run.dir"):
         run.refuse_another(entry.load_config("train", ["train.tokens=5000", "optim.lr=0.5"]))
+
+
+@pytest.mark.parametrize("override", ["stream.positions=[1,3]", "stream.max_norm=10", "stream.roles=[user]"])
+def test_another_filter_of_rows_is_another_run(tmp_path: Path, override: str) -> None:
+    run = Run(tmp_path)
+    entry.save_config(entry.load_config("train", []), run.config_file)
+    with pytest.raises(UserError, match=rf"holds another run: {override.split('=')[0]} is None there and"):
+        run.refuse_another(entry.load_config("train", [override]))
