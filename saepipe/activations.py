@@ -181,7 +181,7 @@ def embedding_device(model: "PreTrainedModel") -> torch.device:
     """Find where a model takes its token ids, wherever its layers are."""
     try:
         module: nn.Module = model.get_input_embeddings()
-    except NotImplementedError:
+    except NotImplementedError:  # a model's own code need not name its embedding: its first weights are as good
         module = model
     return next(module.parameters()).device
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from saepipe import durable
-from saepipe.config import RunConfig
+from saepipe.config import STORE_DTYPES, RunConfig
 from saepipe.durable import disk_errors
 from saepipe.errors import UserError
 from saepipe.language_model import LanguageModel
@@ -145,8 +145,8 @@ def _free(folder: Path) -> int:
 def _check_memory(config: RunConfig, width: int, rows: int) -> float:
     """Return what a worker shuffles in: one group is written while the next is captured."""
     store = config.store
-    item = 4 if "float32" in (store.dtype, config.model.dtype) and store.dtype in ("float32", "int8") else 2
-    memory = 2 * min(store.shuffle_tokens, rows) * width * item
+    buffered = config.model.dtype if store.dtype == "int8" else store.dtype  # as `groups.GroupWriter` keeps rows
+    memory = 2 * min(store.shuffle_tokens, rows) * width * STORE_DTYPES[buffered]
     if memory * config.cache.workers > memory_bytes():
         raise UserError(
             f"store.shuffle_tokens={store.shuffle_tokens} needs {memory * config.cache.workers / 1e9:.3g} GB of memory "

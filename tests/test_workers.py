@@ -42,7 +42,7 @@ TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
     ],
 )
 def test_what_the_scheduler_says(environment: dict[str, str], expected: Worker) -> None:
-    assert Worker.here(environment | {"HOME": "/root"}) == expected
+    assert Worker.here(environment | {"HOME": "/home/me"}) == expected
 
 
 @pytest.mark.parametrize("value", ["", "x", "-1", "1.5", "²", "0", "0x1"])
