@@ -112,10 +112,6 @@ class Window:
     rows: Int64[np.ndarray, " token"]
     """Rows of these stretches in the order of the stream."""
 
-    def holds(self, epoch: int, row: int) -> bool:
-        """Say whether a row of its lane is among them."""
-        return epoch == self.place.epoch and self.start <= row < self.stop
-
 
 class Order:
     """The order of the stream, without the reading.
@@ -138,7 +134,10 @@ class Order:
         self.batches_per_epoch = self.rows // lanes // self.lane_batch
         self._key = key
         self._lane_rows = self.rows // lanes
-        self._window_rows = max(1, window_tokens // lanes)
+        self.window_rows = max(1, window_tokens // lanes)
+        """Rows of a whole window: W."""
+        self.window_batches = -(-(min(self.window_rows, max(1, self._lane_rows)) - 1) // self.lane_batch) + 1
+        """Most batches that have rows of one window."""
         self._epoch = lru_cache(2)(self._make_epoch)  # around its end two epochs are in use
 
     def _make_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " block"], Int64[np.ndarray, " block_and_end"]]:
@@ -148,21 +147,15 @@ class Order:
         return order, np.concatenate([[0], np.cumsum(self.blocks.kept[order])])
 
     def _shift(self, lane: int) -> int:
-        return self._window_rows * lane // self.lanes
+        return self.window_rows * lane // self.lanes
 
     def _span(self, lane: int, number: int) -> tuple[int, int]:
-        start = number * self._window_rows - self._shift(lane)
-        return max(0, start), min(self._lane_rows, start + self._window_rows)
-
-    @property
-    def window_blocks(self) -> int:
-        """Return how many blocks a whole window takes, or nearly so where blocks keep very unequal numbers of rows."""
-        rows = min(self._window_rows, self._lane_rows)
-        return rows * len(self.blocks.kept) // self.rows + 3  # rounded up, and a part of one at either end
+        start = number * self.window_rows - self._shift(lane)
+        return max(0, start), min(self._lane_rows, start + self.window_rows)
 
     def window_index(self, lane: int, row: int) -> int:
         """Return which window of an epoch holds a row of a lane."""
-        return (row + self._shift(lane)) // self._window_rows
+        return (row + self._shift(lane)) // self.window_rows
 
     def window(self, place: Place) -> Window:
         """Work out a window: whole blocks to read and, of their rows, which come when."""
@@ -176,6 +169,14 @@ class Order:
         kept = kept[first - starts[at] : last - starts[at]]
         shuffle = Permutation(derive_key("rows", self._key, *place), len(kept))
         return Window(place, start, stop, blocks, kept[shuffle(np.arange(len(kept)))])
+
+    def batches_of(self, place: Place) -> range:
+        """Return the batches that have rows of a window."""
+        start, stop = self._span(place.lane, place.number)
+        before = place.epoch * self.batches_per_epoch
+        return range(
+            before + start // self.lane_batch, before + min(-(-stop // self.lane_batch), self.batches_per_epoch)
+        )
 
     def windows_from(self, batch: int, lanes: range) -> Iterator[Place]:
         """Name the windows of some lanes without end, as the batches from `batch` on come to need them."""

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 def companions(plan: Plan) -> float:
     """Work out a row's same-context companions in a batch, relative to a uniform shuffle of the store.
 
-    A batch is drawn from the windows that the stream's lanes have open, which hold blocks in random order (of the
+    A batch is drawn from the windows that the stream's lanes are in, which hold blocks in random order (of the
     default stream, and of the hook that is shuffled worst). So a row meets all companions of its own block, which are
     counted in some blocks, and of the others as many as chance gives it; 1 is as good as uniform. Counting pairs in
     some windows instead was 4 % off for a billion rows, which refused good stores.

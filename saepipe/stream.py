@@ -1,39 +1,38 @@
 """Batches of activations from a store's shards, read and shuffled in memory in the order that `saepipe.order` defines.
 
-A window's blocks are read straight into its buffer and verified there; a batch gathers rows from the buffers of the
-rank's lanes. Memory: one window for each lane, one more that is read ahead, and the batches that are ready.
+Memory: the window, a lane's part of it for each thread that reads ahead, and the batches that are ready.
 """
 
 import atexit
 import logging
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from weakref import WeakSet
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from saepipe.config import StreamConfig
 from saepipe.errors import UserError, unknown
-from saepipe.order import Blocks, Order, Place, Window, choose_lanes
+from saepipe.order import Blocks, Order, choose_lanes
+from saepipe.parallel import threads
 from saepipe.permutation import derive_key
 from saepipe.row_filter import RowFilter
 from saepipe.store import Store
-from saepipe.window_rows import WindowRows, row_dtype, words
+from saepipe.windows import Begin, Windows
 
 log = logging.getLogger(__name__)
 
 Batch = Float[Tensor, "token d_in"] | tuple[Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]]
 """Rows of the hook; with `stream.target_hook` also the same tokens' rows of that one."""
 
-_AHEAD = 24
-"""Blocks that the disk is told of before they are read, since it would stand still while a block is hashed. Cold
-epochs on a virtual disk: 10.6 s told just before the read, 10.7 s with 8, 7.8 s with 24 (medians of 3 noisy rounds)."""
+_MOST_READERS = 4
+"""Threads that read windows; they share Python's lock, so that more of them soon wait for each other."""
+_LANES_PER_READER = 12
+"""Each reader has a lane's part of the window read ahead, so that few lanes with many readers would double memory."""
 
 _open: "WeakSet[Generator[Batch, None, None]]" = WeakSet()
 
@@ -43,15 +42,6 @@ def _close_all() -> None:
     """Close the iterators that are still open, before the interpreter takes down the modules that closing needs."""
     for batches in list(_open):
         batches.close()
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """A window in memory."""
-
-    window: Window
-    buffers: list[WindowRows]
-    """One for each hook."""
 
 
 class Stream:
@@ -88,8 +78,8 @@ class Stream:
         self._store = store
         self._rank_lanes = range(rank, self.lanes, world_size)
         self._prefetch_batches = config.prefetch_batches
-        self._dtype = row_dtype(store)
-        self._pin = torch.cuda.is_available()
+        readers = min(_MOST_READERS, threads(), max(1, len(self._rank_lanes) // _LANES_PER_READER))
+        self._readers = readers if config.prefetch_batches else 0
         row_filter = RowFilter.of(config, exclude_special_tokens=exclude_special_tokens)
         parts = (config.seed, config.batch_tokens, config.window_tokens, self.lanes)
         self._order = Order(
@@ -138,8 +128,8 @@ class Stream:
     def iterate(self, start: int = 0) -> Generator[Batch, None, None]:
         """Read this rank's part of batch `start` and of all that follow, epoch after epoch, without end.
 
-        The batches are of the store's type (float32 where that is int8), and pinned where there is a GPU. Closing or
-        dropping the iterator ends its threads.
+        The batches are of the store's type (float32 where that is int8), and pinned where there is a GPU. They are the
+        caller's to keep and to write to. Closing or dropping the iterator ends its threads.
 
         Raises:
             UserError: A shard is missing or damaged; its rows reach no batch.
@@ -149,68 +139,32 @@ class Stream:
         return batches
 
     def _prefetched(self, start: int) -> Generator[Batch, None, None]:
-        """Gather the batches in a thread, ahead of the consumer."""
-        # Two threads, so that gathering rows and reading the next window go on at once. A task is one batch or one
-        # window and ends by itself, so neither closing nor the interpreter's exit can wait for long.
-        with ThreadPoolExecutor(1, "batches") as gather, ThreadPoolExecutor(1, "windows") as read:
-            batches = self._batches(start, lambda load, *what: read.submit(load, *what).result)
-            ready = deque(gather.submit(next, batches) for _ in range(self._prefetch_batches))
+        """Make the batches in a thread, ahead of the consumer, out of windows that others read."""
+        # A task is one batch or one window and ends by itself, so neither closing nor the interpreter's exit can wait
+        # for long.
+        with ThreadPoolExecutor(1, "batches") as make, ThreadPoolExecutor(self._readers, "windows") as read:
+            batches = self._batches(start, lambda work: read.submit(work).result)
+            ready = deque(make.submit(next, batches) for _ in range(self._prefetch_batches))
             try:
                 while True:
                     batch = ready.popleft().result()
-                    ready.append(gather.submit(next, batches))
+                    ready.append(make.submit(next, batches))
                     yield batch
             finally:
                 for future in ready:
                     future.cancel()
 
-    def _batches(self, start: int, begin: Callable[..., Callable[[], _Loaded]]) -> Generator[Batch, None, None]:
-        """Gather the batches; `begin(load, ...)` starts to read a window and returns what waits for it."""
-        order, lanes = self._order, self._rank_lanes
-        places = order.windows_from(start, lanes)
-        loaded: dict[int, _Loaded] = {}
-        coming = begin(self._load, next(places), None)
-        for batch in range(start, 2**63):
-            epoch, index = divmod(batch, order.batches_per_epoch)
-            parts = [self._empty(hook) for hook in self._hooks]
-            views = [words(part) for part in parts]
-            begin_row, filled = index * order.lane_batch, 0
-            for lane in lanes:
-                row, end = begin_row, begin_row + order.lane_batch
-                while row < end:
-                    now = loaded.get(lane)
-                    if now is None or not now.window.holds(epoch, row):
-                        loaded[lane] = coming()
-                        coming = begin(self._load, next(places), now.buffers if now else None)
-                        now = loaded[lane]
-                        assert now.window.place == Place(epoch, lane, order.window_index(lane, row))
-                    rows = now.window.rows[row - now.window.start : end - now.window.start]
-                    for buffer, view in zip(now.buffers, views, strict=True):
-                        buffer.take(rows, view[filled : filled + len(rows)])
-                    filled, row = filled + len(rows), row + len(rows)
-            yield parts[0] if len(parts) == 1 else (parts[0], parts[1])
-
-    def _load(self, place: Place, buffers: list[WindowRows] | None) -> _Loaded:
-        """Read a window's blocks into buffers, or into new ones where none are given or they are too small."""
-        window = self._order.window(place)
-        blocks = self._order.blocks
-        if buffers is None or buffers[0].blocks < len(window.blocks):
-            # Room for any later window: a buffer that grows stands beside the new one for a while.
-            most = max(len(window.blocks), self._order.window_blocks)
-            buffers = [WindowRows(self._store, hook, block_rows=blocks.block_rows, blocks=most) for hook in self._hooks]
-        places = [*zip(blocks.shard[window.blocks].tolist(), blocks.number[window.blocks].tolist(), strict=True)]
-        for buffer in buffers:
-            for place_ahead in places[:_AHEAD]:
-                buffer.announce(*place_ahead)
-            for slot, at in enumerate(places):
-                for place_ahead in places[slot + _AHEAD : slot + _AHEAD + 1]:
-                    buffer.announce(*place_ahead)
-                buffer.read(slot, *at)
-        return _Loaded(window, buffers)
-
-    def _empty(self, hook: str) -> Tensor:
-        rows = self._order.lane_batch * len(self._rank_lanes)
-        return torch.empty(rows, self._store.width(hook), dtype=self._dtype, pin_memory=self._pin)
+    def _batches(self, start: int, begin: Begin) -> Generator[Batch, None, None]:
+        windows = Windows(
+            self._store,
+            self._hooks,
+            self._order,
+            self._rank_lanes,
+            ahead=self._readers,
+            in_use=self._prefetch_batches + 2,  # those that are ready, and the consumer's old and new one
+        )
+        for rows in windows.batches(start, begin):
+            yield rows[0] if len(rows) == 1 else (rows[0], rows[1])
 
 
 def choose_hook(store: Store, config: StreamConfig) -> str:

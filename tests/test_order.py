@@ -167,9 +167,15 @@ def test_rows_that_are_neighbours_on_disk_are_apart_in_the_stream(window_tokens:
     assert pairs < 1.5 * expected
 
 
-def test_window_blocks_is_enough_for_nearly_every_window() -> None:
-    order = Shape(lanes=4, batch_tokens=64, window_tokens=1024).order(make_blocks(n_shards=400, kept=1))
-    places = itertools.takewhile(lambda place: place.epoch < 2, order.windows_from(0, range(4)))
-    sizes = [len(order.window(place).blocks) for place in places]
-    assert np.mean(np.array(sizes) > order.window_blocks) < 0.1
-    assert max(sizes) > order.window_blocks - 8
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_batches_that_have_rows_of_a_window(shape: Shape) -> None:
+    order = shape.order(make_blocks())
+    found: dict[Place, set[int]] = {}
+    for batch in range(3 * order.batches_per_epoch):
+        epoch, index = divmod(batch, order.batches_per_epoch)
+        for lane, row in itertools.product(range(shape.lanes), range(order.lane_batch)):
+            place = Place(epoch, lane, order.window_index(lane, index * order.lane_batch + row))
+            found.setdefault(place, set()).add(batch)
+    for place, batches in found.items():
+        assert set(order.batches_of(place)) == batches
+    assert max(map(len, found.values())) <= order.window_batches

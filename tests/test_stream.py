@@ -2,6 +2,7 @@ import functools
 import hashlib
 import itertools
 import logging
+import math
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from small_store import CONTEXT_SIZE, build, numbered, row_numbers
 from saepipe.config import StreamConfig
 from saepipe.errors import UserError
 from saepipe.order import Blocks, Order
+from saepipe.parallel import threads
 from saepipe.permutation import derive_key
 from saepipe.shard import DTYPES
 from saepipe.store import Store
@@ -197,7 +199,7 @@ def test_resuming_far_on_reads_the_needed_windows_only(store: Store, monkeypatch
 
 
 @pytest.mark.parametrize(("world_size", "prefetch"), [(1, 4), (4, 1), (1, 0)])
-def test_memory_is_a_window_a_lane_one_more_and_the_ready_batches(
+def test_memory_is_the_window_and_what_is_ahead_and_ready(
     store: Store, monkeypatch: pytest.MonkeyPatch, world_size: int, prefetch: int
 ) -> None:
     made: list[weakref.ref[torch.Tensor]] = []
@@ -218,9 +220,11 @@ def test_memory_is_a_window_a_lane_one_more_and_the_ready_batches(
         most = max(most, sum(tensor.nbytes for ref in list(made) if (tensor := ref()) is not None))
     batches.close()
     lanes, row_bytes = 24 // world_size, 4 * 2
-    window = 400 * row_bytes
-    ends = 3 * BLOCK_ROWS * row_bytes  # blocks are read whole
-    assert lanes * window < most <= (lanes + 1) * (window + ends) + (prefetch + 2) * 240 // world_size * row_bytes
+    readers = min(threads(), max(1, lanes // 12)) if prefetch else 0
+    # A window begins and ends within a batch; the lanes' windows begin at most `apart` batches one after the other.
+    apart = math.ceil(41 / lanes)
+    rows = (41 + readers * apart + prefetch + 2) * 10 * lanes + 1 + readers * BLOCK_ROWS
+    assert lanes * 400 * row_bytes < most <= (rows + BLOCK_ROWS) * row_bytes
 
 
 # ---- errors and threads
@@ -282,7 +286,8 @@ def test_a_damaged_block_reaches_no_batch(store: Store, tmp_path: Path, prefetch
 @pytest.mark.parametrize("end", ["close", "drop", "break"])
 def test_threads_end_with_the_iterator(store: Store, end: str) -> None:
     before = threading.active_count()
-    batches = Stream(store, make_config(prefetch_batches=3), exclude_special_tokens=True).iterate()
+    config = make_config(prefetch_batches=3, lanes=10)  # one reader
+    batches = Stream(store, config, exclude_special_tokens=True).iterate()
     assert threading.active_count() == before  # none before the first batch is asked for
     next(batches)
     assert threading.active_count() == before + 2
