@@ -69,12 +69,12 @@ def _shares_work(config: RunConfig) -> bool:
 def help_cache(config: RunConfig, worker: Worker) -> dict[str, Any]:
     """Be one of the processes that make a store; see `cache`."""
     from saepipe.language_model import LanguageModel
+    from saepipe.plan import Plan
     from saepipe.projection import project
     from saepipe.sources import Source
-    from saepipe.store import existing_plan
 
     folder = Path(config.store.dir)
-    existing_plan(folder)
+    Plan.found(folder)  # refuses a folder of something else before the model is loaded
     model = LanguageModel.open(config.model, local_rank=worker.local_rank)
     model.check_context(config.data.context_size)
     source = Source.open(config.data, seed=config.store.seed)
@@ -119,7 +119,7 @@ def _prepared(config: RunConfig, model: "LanguageModel", source: Any, folder: Pa
 
     from saepipe import shuffle
     from saepipe.plan import Plan
-    from saepipe.store import Store, existing_plan
+    from saepipe.store import Store
 
     read = _tokens(config, model, source, folder)
     plan = Plan.make(
@@ -132,7 +132,7 @@ def _prepared(config: RunConfig, model: "LanguageModel", source: Any, folder: Pa
         threads=torch.get_num_threads() if model.device.type == "cpu" else 0,
         data={key.removeprefix("data."): value for key, value in source.identity.items() if key.startswith("data.")},
     )
-    if existing_plan(folder) is None:
+    if Plan.found(folder) is None:
         shuffle.check(plan, refuse=config.cache.poor_shuffle == "refuse")
     return Store.create(folder, plan, read)
 

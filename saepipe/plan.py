@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from saepipe.config import STORE_DTYPES, StoreConfig
-from saepipe.durable import disk_errors, fits, read_sealed, seal, write_sealed
+from saepipe.durable import disk_errors, fits, is_temporary, read_sealed, seal, write_sealed
 from saepipe.errors import UserError
 from saepipe.layout import Layout, choose_block_rows
+from saepipe.lock import LOCK
 from saepipe.token_store import TokenStore
 
 FORMAT = 2
@@ -120,6 +121,29 @@ class Plan(Layout):
         )
 
     # ---- the file
+
+    @classmethod
+    def found(cls, folder: Path) -> "Plan | None":
+        """Read the plan of the store in a folder where one is to be made; None where there is none yet.
+
+        Call it before anything is written there, the lock too: tokens without a plan are an unfinished store's only
+        beside its lock.
+
+        Raises:
+            UserError: The folder is a file, cannot be read, or holds something else.
+        """
+        with disk_errors("store.dir", folder):
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"store.dir={folder} is a file; choose another store.dir")
+            paths = folder.iterdir() if folder.is_dir() else ()
+            names = {path.name for path in paths if not is_temporary(path)}
+        if "plan.json" in names:
+            return cls.load(folder)
+        if strange := names - ({LOCK, "tokens"} if LOCK in names else set()):
+            raise UserError(
+                f"store.dir={folder} is not empty and holds no store (it has {min(strange)}); choose another store.dir"
+            )
+        return None
 
     @classmethod
     def load(cls, folder: Path) -> "Plan":

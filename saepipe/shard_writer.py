@@ -54,23 +54,13 @@ def write_shard(
         raise _not_finite(f"{bad} of {len(norm)} rows of {place}", activations.dtype, model_dtype)
     sums = _sums(activations, norm, ordinary)
     parts = _parts(activations, norm, sums, dtype)
-    rows, width = activations.shape
-    start = header(rows, width, dtype, plan, place)
-    whole = xxhash.xxh3_64(start)
-    for part in parts.values():
-        whole.update(part)
+    start = header(len(norm), activations.shape[1], dtype, plan, place)
     record = Record(
         plan=plan,
         place=place,
-        rows=rows,
+        rows=len(norm),
         bytes=HEADER_BYTES + sum(part.nbytes for part in parts.values()),
-        xxh3=whole.hexdigest(),
-        blocks=_block_hashes(parts, block_rows, rows),
-        tensors={
-            name: xxhash.xxh3_64_hexdigest(part)
-            for name, part in parts.items()
-            if name not in ("activations", "row_scale")
-        },
+        **_hashes(start, parts, block_rows, len(norm)),
         **sums,
     )
     with disk_errors("store.dir", root):
@@ -121,17 +111,20 @@ def _parts(
     )
 
 
-def _block_hashes(parts: dict[str, memoryview], block_rows: int, rows: int) -> list[str]:
-    """Hash each block: all that its rows are read from, but for what the whole shard shares."""
-    hashes = []
-    for start in range(0, rows, block_rows):
+def _hashes(start: bytes, parts: dict[str, memoryview], block_rows: int, rows: int) -> dict[str, Any]:
+    """Hash the file, each block (all that its rows are read from), and what the blocks do not cover, by tensor."""
+    whole, blocks = xxhash.xxh3_64(start), []
+    for part in parts.values():
+        whole.update(part)
+    in_blocks = [name for name in ("activations", "row_scale") if name in parts]
+    for first in range(0, rows, block_rows):
         state = xxhash.xxh3_64()
-        for name in ("activations", "row_scale"):
-            if name in parts:
-                row_bytes = parts[name].nbytes // rows
-                state.update(parts[name].cast("B")[start * row_bytes : (start + block_rows) * row_bytes])
-        hashes.append(state.hexdigest())
-    return hashes
+        for name in in_blocks:
+            row_bytes = parts[name].nbytes // rows
+            state.update(parts[name].cast("B")[first * row_bytes : (first + block_rows) * row_bytes])
+        blocks.append(state.hexdigest())
+    others = {name: xxhash.xxh3_64_hexdigest(part) for name, part in parts.items() if name not in in_blocks}
+    return {"xxh3": whole.hexdigest(), "blocks": blocks, "tensors": others}
 
 
 def _norms(activations: Float[Tensor, "token d_in"]) -> Float32[np.ndarray, " token"]:

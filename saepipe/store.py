@@ -18,11 +18,10 @@ from jaxtyping import Bool, Float, Float32, Shaped
 from torch import Tensor
 
 from saepipe import int8, progress, shard_writer
-from saepipe.durable import disk_errors, is_temporary, remove_stale
+from saepipe.durable import disk_errors, remove_stale
 from saepipe.errors import DamageError, UserError, unknown
 from saepipe.int8 import Scales
 from saepipe.layout import place
-from saepipe.lock import LOCK
 from saepipe.manifest import Manifest, Statistics, load_record
 from saepipe.parallel import concurrently
 from saepipe.plan import Plan
@@ -59,7 +58,7 @@ class Store:
         """
         folder = Path(folder)
         assert plan.token_store == tokens.hash
-        there = existing_plan(folder)
+        there = Plan.found(folder)
         with disk_errors("store.dir", folder):
             folder.mkdir(parents=True, exist_ok=True)
             remove_stale(folder)
@@ -306,26 +305,3 @@ class Store:
         manifest = Manifest.of(self.plan, self._record, companions=companions(self.plan))
         manifest.save(self.folder, self.plan)
         self._manifest = manifest
-
-
-def existing_plan(folder: Path) -> Plan | None:
-    """Read the plan of the store in a folder where one is to be made; None where there is none yet.
-
-    Call it before anything is written there, the lock too: tokens without a plan are an unfinished store's only beside
-    its lock.
-
-    Raises:
-        UserError: The folder is a file, cannot be read, or holds something else.
-    """
-    with disk_errors("store.dir", folder):
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"store.dir={folder} is a file; choose another store.dir")
-        paths = folder.iterdir() if folder.is_dir() else ()
-        names = {path.name for path in paths if not is_temporary(path)}
-    if "plan.json" in names:
-        return Plan.load(folder)
-    if strange := names - ({LOCK, "tokens"} if LOCK in names else set()):
-        raise UserError(
-            f"store.dir={folder} is not empty and holds no store (it has {min(strange)}); choose another store.dir"
-        )
-    return None

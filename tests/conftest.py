@@ -4,15 +4,20 @@ The environment is set before anything is imported, so that it also holds in the
 """
 
 import atexit
+import json
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from saepipe.store import Store
 
 OUTSIDE = ("SLURM", "SUBMITIT_", "WANDB_", "HF_", "HUGGING", "TRANSFORMERS_", "HYDRA_", "PL_")
 RANKS = (
@@ -42,6 +47,35 @@ os.environ |= {
 
 # Checks the shapes and types of every call into saepipe: about 0.06 ms a call. An int is welcome where a float is due.
 install_import_hook("saepipe", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+@pytest.fixture(scope="module")
+def short_timing() -> Iterator[None]:
+    """Have the projection time a model for a moment only."""
+    from saepipe import projection
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(projection, "_TIMING_S", 0.01)
+        yield
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> "Store":
+    """The store that `small_store.build` makes; not to be changed."""
+    from small_store import build
+
+    return build(tmp_path_factory.mktemp("reference") / "store")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a `model` and a `text.jsonl` to cache activations of."""
+    import small_models
+
+    folder = tmp_path_factory.mktemp("inputs")
+    small_models.make(folder / "model", "llama")
+    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in small_models.TEXTS))
+    return folder
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ LAYERS = 3
 WORDS = (
     "the quick brown fox jumps over a lazy dog and once upon time there was one small model with many layers".split()
 )
+TEXTS = [" ".join(WORDS[number % 7 :]) + f" {number}" for number in range(600)]
 
 
 def _gpt2(**extra: Any) -> PretrainedConfig:

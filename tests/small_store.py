@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +155,21 @@ def left_behind(path: Path, host: str = "") -> Path:
     hidden = durable.temporary(path)
     mine = f"{processes.host()}-{os.getpid()}-"
     return hidden.with_name(hidden.name.replace(mine, f"{host or processes.host()}-999999999-"))
+
+
+def kill_before_step(n: int, *steps: tuple[object, str]) -> None:
+    """Have this process kill itself before the n-th call, all counted together, of the functions of some owners."""
+    left = n
+
+    def counted(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **names: object) -> object:
+            nonlocal left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **names)
+
+        return call
+
+    for owner, name in steps:
+        setattr(owner, name, counted(getattr(owner, name)))

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,23 +29,8 @@ from saepipe.language_model import LanguageModel
 from saepipe.lock import hold
 from saepipe.store import Store
 
+pytestmark = pytest.mark.usefixtures("short_timing")
 HOOKS = ["blocks.0.hook_mlp_out", "blocks.1.hook_resid_post"]
-TEXTS = [" ".join(small_models.WORDS[number % 7 :]) + f" {number}" for number in range(600)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _short_timing() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(projection, "_TIMING_S", 0.01)
-        yield
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    small_models.make(folder / "model", "llama")
-    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
-    return folder
 
 
 def configured(
@@ -402,7 +386,7 @@ def test_activations_that_are_not_finite(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "model" / "model.safetensors")
     weights["model.layers.1.mlp.down_proj.weight"] *= 1e6
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in small_models.TEXTS))
     with pytest.raises(UserError, match=r"blocks.1.hook_resid_post.* not finite in float16; .*store.dtype=bfloat16"):
         cache(configured(tmp_path, tmp_path / "store", hooks=HOOKS[1:], dtype="float16"))
 

@@ -15,11 +15,6 @@ from saepipe.store import Store
 HOOK, OTHER = HOOKS
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return build(tmp_path_factory.mktemp("reference") / "store")
-
-
 @pytest.fixture
 def folder(reference: Store, tmp_path: Path) -> Path:
     """A copy of the reference store, to be damaged."""

@@ -18,15 +18,9 @@ from saepipe.errors import UserError
 from saepipe.language_model import LanguageModel
 from saepipe.projection import Projection, can_reserve, memory_bytes, project, tokens_per_s
 
+pytestmark = pytest.mark.usefixtures("short_timing")
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"]
 MB = 1 << 20
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _short_timing() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(projection, "_TIMING_S", 0.01)
-        yield
 
 
 @pytest.fixture(scope="module")

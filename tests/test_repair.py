@@ -1,6 +1,5 @@
 """A repaired store has the bytes that it had, and what cannot be repaired stays as it is."""
 
-import json
 import os
 import shutil
 import threading
@@ -8,13 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import small_models
 import torch
 from small_store import files
-from test_cache import HOOKS, TEXTS, configured
+from test_cache import HOOKS, configured
 from test_inspection import flip
 
-from saepipe import projection
 from saepipe.cache import cache
 from saepipe.claims import Claims
 from saepipe.errors import UserError
@@ -22,23 +19,9 @@ from saepipe.inspection import inspect
 from saepipe.repair import repair
 from saepipe.store import Store
 
+pytestmark = pytest.mark.usefixtures("short_timing")
 HOOK, OTHER = HOOKS
 SHARD = f"{HOOK}/000003.safetensors"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _short_timing() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(projection, "_TIMING_S", 0.01)
-        yield
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    small_models.make(folder / "model", "llama")
-    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
-    return folder
 
 
 @pytest.fixture(scope="module", params=["float32", "int8"])

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_store import HOOKS, build, files
+from small_store import HOOKS, files
 from test_inspection import flip
 
 from saepipe import shards
@@ -19,11 +19,6 @@ from saepipe.store import Store
 
 ROOT = Path(__file__).parents[1]
 HOOK, OTHER = HOOKS
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return build(tmp_path_factory.mktemp("reference") / "store")
 
 
 @pytest.fixture

@@ -19,11 +19,6 @@ ROOT = Path(__file__).parents[1]
 HOOK = "blocks.0.hook_resid_post"
 
 
-@pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return build(tmp_path_factory.mktemp("reference") / "store")
-
-
 @pytest.fixture
 def folder(reference: Store, tmp_path: Path) -> Path:
     """A copy of the reference store, to be damaged."""
@@ -292,7 +287,7 @@ FORKS = """
 import tqdm; tqdm.tqdm.monitor_interval = 0  # its thread may hold a lock when the process forks
 import os, signal, sys, time
 from pathlib import Path
-from small_store import build
+from small_store import build, kill_before_step
 from saepipe import durable
 from saepipe.errors import UserError
 
@@ -305,16 +300,7 @@ def fork(work):
     return child
 
 def die(folder, n):
-    def counted(function):
-        def call(*arguments, **names):
-            nonlocal n
-            n -= 1
-            if not n:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **names)
-        return call
-    os.fsync = counted(lambda descriptor: None)
-    Path.replace, Path.unlink, durable.temporary = map(counted, (Path.replace, Path.unlink, durable.temporary))
+    kill_before_step(n, (os, "fsync"), (Path, "replace"), (Path, "unlink"), (durable, "temporary"))
     build(folder, **SMALL)
 
 root, SMALL = Path(sys.argv[1]), {"tokens": 40, "hooks": {"blocks.0.hook_resid_post": 6}}
@@ -349,7 +335,7 @@ for n in range(200):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 print("kills", n)
-fsync, os.fsync = os.fsync, lambda descriptor: None  # a killed process loses nothing that it wrote: no need to wait
+os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote: no need to wait
 for n in range(1, 1000):
     if not os.waitpid(fork(lambda: die(root / str(n), n)), 0)[1]:
         break

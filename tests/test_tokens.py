@@ -362,9 +362,9 @@ def run_script(script: str, folder: Path, kind: str) -> int:
 # Kills a child before the n-th thing that it does to the disk, for every n, and lets another one finish.
 STEPS = """
 import tqdm; tqdm.tqdm.monitor_interval = 0  # its thread may hold a lock when the process forks
-import os, shutil, signal, sys
+import os, shutil, sys
 from pathlib import Path
-from small_store import files
+from small_store import files, kill_before_step
 from saepipe import durable, tokens
 from saepipe.token_writer import TokenStoreWriter
 from test_tokens import resumable
@@ -374,17 +374,9 @@ root, kind = Path(sys.argv[1]), sys.argv[2]
 os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote: no need to wait
 
 def die(n):
-    def counted(function):
-        def call(*arguments, **names):
-            nonlocal n
-            n -= 1
-            if not n:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **names)
-        return call
-    os.fsync, os.unlink, os.rmdir, durable.temporary = map(counted, (os.fsync, os.unlink, os.rmdir, durable.temporary))
-    Path.replace, Path.unlink, Path.mkdir = map(counted, (Path.replace, Path.unlink, Path.mkdir))
-    TokenStoreWriter.append = counted(TokenStoreWriter.append)
+    moved = [(Path, "replace"), (Path, "unlink"), (Path, "mkdir")]
+    disk = [(os, "fsync"), (os, "unlink"), (os, "rmdir"), (durable, "temporary"), (TokenStoreWriter, "append")]
+    kill_before_step(n, *moved, *disk)
     resumable(root / "killed", kind)
 
 expected = files(resumable(root / "undisturbed", kind).folder)
