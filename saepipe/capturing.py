@@ -74,8 +74,7 @@ class _Filling:
                     bar.update(self._rows(other))
                 to_come &= set(missing) - set(group)
                 if group:
-                    tokens += self._rows(group[0])
-                    self._do(group[0], bar)
+                    tokens += self._do(group[0], bar)
                 elif not self._written():
                     self._wait(missing)
                 missing = self._store.missing_groups()
@@ -99,10 +98,14 @@ class _Filling:
                 self._claims.release(claim_name(group))  # done between the list and the claim
         return []
 
-    def _do(self, group: Group, bar: Any) -> None:
-        """Capture a group, and hand it to the thread that writes."""
+    def _do(self, group: Group, bar: Any) -> int:
+        """Capture a group, and hand it to the thread that writes; returns how many tokens were captured."""
         plan = self._store.plan
         writer = GroupWriter(self._store, group)
+        if not writer.hooks:  # another process that took it for its own finished it a moment ago
+            bar.update(self._rows(group))
+            self._claims.release(claim_name(group))
+            return 0
         for first in range(0, len(writer.contexts), plan.batch_prompts):
             ids = torch.from_numpy(writer.ids(first, first + plan.batch_prompts).astype("int64"))
             writer.add(first, self._model.capture(ids, writer.hooks))
@@ -111,6 +114,7 @@ class _Filling:
                 self._writing.result()  # a full disk is told at once, not a group later
         self._written()
         self._writing = self._thread.submit(self._write, writer, group)
+        return self._rows(group)
 
     def _write(self, writer: GroupWriter, group: Group) -> None:
         writer.write(threads=_WRITERS if self._model.device.type == "cuda" else 1)

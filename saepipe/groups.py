@@ -59,7 +59,7 @@ class GroupWriter:
 
     @property
     def hooks(self) -> list[str]:
-        """The hooks that still lack a shard of this group: only these need capturing."""
+        """The hooks that still lack a shard of this group: only these need capturing, and nothing where none does."""
         return list(self._rows)
 
     def ids(self, start: int, stop: int) -> Int32[np.ndarray, "context seq"]:
@@ -87,7 +87,7 @@ class GroupWriter:
         Raises:
             UserError: Rows that are not finite, or no space on the disk.
         """
-        assert self._added.all(), "every context of the group has to be added first"
+        assert self._added.all() or not self.hooks, "every context of the group has to be added first"
         step = self._store.plan.shard_tokens
 
         def write(hook: str, index: int, shard: int, held_out: bool) -> None:

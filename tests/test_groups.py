@@ -79,3 +79,14 @@ def test_refuses_to_write_before_it_is_full(store: Store) -> None:
     with pytest.raises(AssertionError, match="every context"):
         writer.write()
     assert CONTEXT_SIZE * len(writer.contexts) - store.plan.group_rows(2) == 2  # and the last group is cut
+
+
+def test_a_group_that_another_process_finished_asks_for_nothing_and_writes_nothing(store: Store) -> None:
+    first = GroupWriter(store, 0)
+    fill(first, [0], len(first.contexts))
+    first.write()
+    before = files(store.folder)
+    late = GroupWriter(store, 0)
+    assert late.hooks == []
+    late.write()
+    assert files(store.folder) == before

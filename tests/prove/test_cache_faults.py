@@ -125,9 +125,8 @@ def test_two_workers_that_both_own_every_shard(inputs: Path, expected: dict[str,
         )
         for _ in range(2)
     ]
-    for one in pair:
-        _, said = one.communicate(timeout=600)
-        assert one.returncode == 0, said
+    said = [one.communicate(timeout=600)[1] for one in pair]
+    assert [one.returncode for one in pair] == [0, 0], said
     assert files(tmp_path / "store") == expected
 
 
