@@ -3,6 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/installed
+# The libraries that saepipe is compared with need versions of their own.
+PEERS := .venv-peers
 # The interpreter that .venv is made with; without it, the first fitting one of CANDIDATES.
 PYTHON ?=
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python python3.12 python3.11 python3.13)
@@ -17,7 +19,7 @@ FLIPS ?= 1000
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model check format test prove wheel clean clean-all
+.PHONY: help setup demo demo-model check format test prove peers wheel clean clean-all
 
 help: ## List the verbs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +37,9 @@ test: $(READY) ## Run the tests (ARGS="-k shards" runs some)
 
 prove: $(READY) ## Run what is promised in full: the demo from a fresh clone, kills, faults (KILLS=20 FLIPS=1000; minutes)
 	PROVE_KILLS=$(KILLS) PROVE_FLIPS=$(FLIPS) $(BIN)/python -m pytest -s -m prove tests $(ARGS)
+
+peers: $(PEERS)/installed ## Compare losses, gradients and exports with SAELens, in an environment of its own
+	PYTHONPATH=$(CURDIR) $(PEERS)/bin/python -m pytest -q tests/peers $(ARGS)
 
 check: $(READY) ## Lint, formatting, types and layers
 	$(BIN)/ruff check .
@@ -54,7 +59,7 @@ clean: ## Remove caches and build outputs; stores, runs and .venv stay
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 clean-all: clean ## ... and .venv
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(PEERS)
 
 # The stamp is written last, so that an interrupted set-up goes on at the next call and a finished one is instant.
 $(READY): pyproject.toml constraints.txt
@@ -70,4 +75,9 @@ $(READY): pyproject.toml constraints.txt
 	    exit 1; \
 	fi
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(PEERS)/installed: tests/peers/requirements.txt $(READY)
+	$(BIN)/python -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip install -r $<
 	@touch $@

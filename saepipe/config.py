@@ -147,7 +147,7 @@ class StreamConfig(Group, group="stream"):
     lanes: int | None = key(None, least=1)
     """Independent sub-streams that ranks divide among themselves; divides batch_tokens. None: 24 where it divides, else
     the greatest common divisor of batch_tokens and 64."""
-    prefetch_batches: int = key(4, least=0)
+    prefetch_batches: int = key(4, least=0, most=1024)
     """Batches made ready ahead of the step; 0 reads in the training thread."""
     seed: int = 0
     """Seed of the order."""
@@ -157,8 +157,6 @@ class StreamConfig(Group, group="stream"):
         super().__post_init__()
         if self.positions is not None and (len(self.positions) != 2 or not 0 <= self.positions[0] <= self.positions[1]):
             raise UserError(f"stream.positions={self.positions} is no range; give [first, last], counted from 0")
-        if self.prefetch_batches > 1024:
-            raise UserError(f"stream.prefetch_batches={self.prefetch_batches} is out of range; give at most 1024")
         if self.roles is not None and not self.roles:
             raise UserError("stream.roles=[] keeps no token; name a role, or leave it null")
         if self.lanes is not None and self.batch_tokens % self.lanes:

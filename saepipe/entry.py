@@ -232,10 +232,11 @@ def _sentence(error: BaseException) -> str:
 
 def _unknown_key(key: str) -> str:
     """Word a key that this configuration has not: another architecture's, or none's."""
-    files = sorted((CONF / "sae").glob("*.yaml"))
-    owners = [path.stem for path in files if key.startswith("sae.") and key[4:] in OmegaConf.load(path)]
+    groups = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "sae").glob("*.yaml"))}
+    whole = {name: keys for name, keys in groups.items() if keys.get("architecture") == name}
+    owners = [f"sae={name}" for name, keys in whole.items() if key.startswith("sae.") and key[4:] in keys]
     if owners:
-        return f"{key} is a key of sae={owners[0]}, which this run does not use; leave it out, or add sae={owners[0]}"
+        return f"{key} is a key of another architecture; leave it out, or choose {' or '.join(owners)}"
     return str(unknown("key", key, _known_keys()))
 
 

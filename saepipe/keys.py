@@ -20,6 +20,7 @@ def key(
     *,
     least: float | None = None,
     above: float | None = None,
+    most: float | None = None,
     choices: tuple[str, ...] = (),
     filled: str = "",
 ) -> T:
@@ -29,10 +30,12 @@ def key(
         default: Value where nothing else is said.
         least: Smallest number allowed.
         above: Bound that a number must exceed.
+        most: Largest number allowed.
         choices: The names allowed.
         filled: Refuse an empty text; this is the cure that the message gives.
     """
-    found: T = field(default=default, metadata={"least": least, "above": above, "choices": choices, "filled": filled})
+    rules = {"least": least, "above": above, "most": most, "choices": choices, "filled": filled}
+    found: T = field(default=default, metadata=rules)
     return found
 
 
@@ -56,15 +59,17 @@ class Group:
                 raise unknown(name, value, rule["choices"])
             if rule.get("filled") and not value.strip():
                 raise UserError(f"{name} is empty; {rule['filled']}")
-            _refuse_out_of_range(name, value, rule.get("least"), rule.get("above"))
+            bounds = (rule.get("least"), rule.get("above"), rule.get("most"))
+            if value is not None and bounds != (None, None, None):
+                _refuse_out_of_range(name, value, *bounds)
 
 
-def _refuse_out_of_range(name: str, value: Any, least: float | None, above: float | None) -> None:
-    if value is None or (least is None and above is None):
-        return
+def _refuse_out_of_range(name: str, value: Any, least: float | None, above: float | None, most: float | None) -> None:
     if not math.isfinite(value) or value > LARGEST:
         raise UserError(f"{name}={value} is no number that can be used; give one up to {LARGEST}")
     if least is not None and not value >= least:
         raise UserError(f"{name}={value} is out of range; give a value of at least {least}")
     if above is not None and not value > above:
         raise UserError(f"{name}={value} is out of range; give a value above {above}")
+    if most is not None and not value <= most:
+        raise UserError(f"{name}={value} is out of range; give at most {most}")

@@ -143,6 +143,7 @@ class SAEModule(pl.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
+        self.sae.after_step(losses)
         self._count(losses, tokens=len(x))
         logs = self._logs_now
         self.steps_done += 1
@@ -176,6 +177,7 @@ class SAEModule(pl.LightningModule):
                 "metrics/l0": losses.l0,
                 "metrics/explained_variance": 1 - (losses.target - losses.reconstruction).square().sum() / spread,
                 "sparsity/dead_features": self.dead.sum(),
+                **{f"metrics/{name}": note for name, note in losses.notes.items()},
                 "details/grad_norm": grad_norm,
             }
             numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()

@@ -82,7 +82,7 @@ def test_gemma2b_is_standard_with_a_coefficient_to_sweep() -> None:
         ("sae.d_sae=0", "sae.d_sae=0"),
         ("train.tokens", "key=value"),
         ("model.hooks=3", "model.hooks=3"),
-        ("sae.l1_coefficient=3", "sae.l1_coefficient is a key of sae=standard"),
+        ("sae.l1_coefficient=3", "choose sae=gated or sae=standard"),
         ("experiment=demo", "+experiment=NAME"),
         ("sae=null", "sae=topk"),
         ("sae=3", "sae=topk"),

@@ -16,7 +16,7 @@ import small_store
 import torch
 from safetensors.torch import load_file
 
-from saepipe import entry, export
+from saepipe import entry, export, saes
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
 from saepipe.train import train
@@ -81,7 +81,7 @@ def test_the_same_command_twice_says_that_it_is_done(
     assert (tmp_path / "x" / "sae" / "sae_weights.safetensors").stat().st_mtime_ns == stamp
 
 
-@pytest.mark.parametrize("architecture", ["standard", "topk"])
+@pytest.mark.parametrize("architecture", saes.registered())
 def test_bf16_mixed_trains_and_keeps_float32_weights(store: Path, tmp_path: Path, architecture: str) -> None:
     overrides = [
         *KEYS,
@@ -90,7 +90,7 @@ def test_bf16_mixed_trains_and_keeps_float32_weights(store: Path, tmp_path: Path
         f"run.dir={tmp_path}",
         "trainer.precision=bf16-mixed",
     ]
-    overrides += ["sae.k=3"] if architecture == "topk" else []
+    overrides += ["sae.k=3"] if "k" in vars(saes.architecture(architecture).config_class()) else []
     train(entry.load_config("train", overrides))
     found = load_file(tmp_path / "sae" / "sae_weights.safetensors")  # as they lie there: `export.load` converts
     assert {name: value.dtype for name, value in found.items()} == dict.fromkeys(weights(tmp_path), torch.float32)

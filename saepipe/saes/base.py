@@ -1,4 +1,4 @@
-"""The contract that every architecture keeps: a configuration, four tensors, encode, decode, a loss with named terms.
+"""The contract that every architecture keeps: a configuration, tensors, encode, decode, a loss with named terms.
 
 An architecture gives its own mathematics: `_activate`, which encodes, and `_pass`, one pass over a training batch. What
 surrounds them, normalising, centring and the squared error, is here.
@@ -8,7 +8,7 @@ One class serves training and inference. `encode`, `decode` and `loss` take raw 
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -75,6 +75,8 @@ class Losses:
     """Reconstruction of `target`, detached."""
     fired: Float[Tensor, " d_sae"]
     """Number of tokens of the batch on which each latent was active, detached."""
+    notes: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """What else `after_step` and the logs want to know of the batch, by name, detached."""
 
     @property
     def total(self) -> Float[Tensor, ""]:
@@ -97,6 +99,13 @@ class Pass:
     """Number of tokens on which each latent was active, without gradient."""
     terms: dict[str, Float[Tensor, ""]]
     """Named terms besides `mse`, with their coefficients applied."""
+    notes: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """As in `Losses`."""
+
+
+def warm_up(step: int, steps: int) -> float:
+    """Return the part of a coefficient that holds in a step, counted from 0, while it rises linearly over `steps`."""
+    return min((step + 1) / max(steps, 1), 1.0)
 
 
 class SAE(nn.Module, ABC):
@@ -110,6 +119,9 @@ class SAE(nn.Module, ABC):
 
     config_class: ClassVar[type[SAEConfig]]
     """Configuration of this architecture; its `architecture` is the name of the file."""
+    latent_parameters: ClassVar[tuple[str, ...]] = ("b_enc",)
+    """Parameters that hold a value per latent; they start at zero."""
+    b_enc: nn.Parameter
 
     def __init__(self, cfg: SAEConfig, d_in: int, d_out: int | None = None) -> None:
         super().__init__()
@@ -124,7 +136,8 @@ class SAE(nn.Module, ABC):
         """What it was trained on, where it was loaded from an export."""
         # Stored as [d_sae, d_in]: a latent's weights are one row of memory, which is what sparse gradients write.
         self.W_enc = nn.Parameter(torch.zeros(self.d_sae, d_in).T)
-        self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
+        for name in self.latent_parameters:
+            self.register_parameter(name, nn.Parameter(torch.zeros(self.d_sae)))
         self.W_dec = nn.Parameter(torch.zeros(self.d_sae, self.d_out))
         self.b_dec = nn.Parameter(torch.zeros(self.d_out))
         self.norm_scale: Tensor
@@ -153,7 +166,8 @@ class SAE(nn.Module, ABC):
         if self.d_in != self.d_out:
             rows = torch.randn((self.d_sae, self.d_in), generator=generator, device=generator.device)
         self.W_enc.copy_((self.cfg.decoder_init_norm * functional.normalize(rows, dim=1)).T)
-        self.b_enc.zero_()
+        for name in self.latent_parameters:
+            self.get_parameter(name).zero_()
         self.b_dec.zero_()
         if mean is not None:
             self.b_dec.copy_(mean.to(self.b_dec) * self.norm_scale)
@@ -194,7 +208,16 @@ class SAE(nn.Module, ABC):
             target=target.detach(),
             reconstruction=done.reconstruction.detach(),
             fired=done.fired,
+            notes=done.notes,
         )
+
+    @torch.no_grad()
+    def after_step(self, losses: Losses) -> None:
+        """Do what follows an optimizer step: constraints on the weights, averages over steps. Nothing by itself.
+
+        Args:
+            losses: What `loss` returned for the step.
+        """
 
     @abstractmethod
     def _pass(

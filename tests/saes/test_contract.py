@@ -28,7 +28,9 @@ def make(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> SAE:
     sae.initialise(torch.Generator().manual_seed(seed), mean=data().mean(0), norm_scale=0.4)
     with torch.no_grad():  # as after some training: no two rows of the same norm
         sae.W_dec.mul_(torch.linspace(0.5, 2, D_SAE)[:, None])
-        sae.b_enc.copy_(torch.linspace(-0.1, 0.1, D_SAE))
+        for vector in sae.latent_parameters:
+            lowest = 0 if vector == "threshold" else -0.1
+            sae.get_parameter(vector).copy_(torch.linspace(lowest, 0.1, D_SAE))
     return sae.to(dtype)
 
 
@@ -56,8 +58,8 @@ def test_shapes_with_any_leading_axes(name: str, batch: tuple[int, ...]) -> None
 
 def test_weights_have_the_field_s_names_and_shapes(name: str) -> None:
     shapes = {name: tuple(value.shape) for name, value in make(name).named_parameters()}
-    expected = {"W_enc": (D_IN, D_SAE), "b_enc": (D_SAE,), "W_dec": (D_SAE, D_IN), "b_dec": (D_IN,)}
-    assert expected.items() <= shapes.items()
+    vectors = dict.fromkeys(saes.architecture(name).latent_parameters, (D_SAE,))
+    assert shapes == {"W_enc": (D_IN, D_SAE), "W_dec": (D_SAE, D_IN), "b_dec": (D_IN,), **vectors}
     assert make(name).W_enc.T.is_contiguous()  # a latent is a row of memory: sparse gradients need it to be fast
 
 
@@ -79,6 +81,8 @@ def test_loss_gives_finite_gradients_and_what_the_logs_need(name: str) -> None:
     assert losses.total.item() == pytest.approx(sum(term.item() for term in losses.terms.values()))
     squared = (losses.target - losses.reconstruction).square().sum(1).mean()
     torch.testing.assert_close(losses.terms["mse"].detach(), squared)
+    if "topk_threshold" in losses.notes:  # it encodes with a threshold that it learns: here the batch's own
+        sae.threshold.copy_(torch.nextafter(losses.notes["topk_threshold"], torch.zeros(())))
     f = sae.encode(x)
     assert torch.equal(losses.fired, (f > 0).sum(0).float())
     assert losses.l0.item() == pytest.approx((f > 0).sum(1).float().mean().item())

@@ -1,0 +1,49 @@
+"""Gated: one path decides whether a latent is active, another how much; only the first one is penalised."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saepipe.saes.base import Pass, SAEConfig
+from saepipe.saes.l1 import L1SAE, L1Config
+
+
+@dataclass
+class GatedConfig(L1Config):
+    """Keys of the gated architecture."""
+
+    architecture: str = "gated"
+    """Name of this file."""
+
+
+class GatedSAE(L1SAE):
+    """Gated autoencoder: f = step(x W_enc + b_gate) * relu(x (W_enc exp(r_mag)) + b_mag).
+
+    Source: Rajamanoharan et al. 2024 (arXiv 2404.16014), equations 6 to 8. As in SAELens, and unlike the paper, the
+    penalty weighs a gate by the norm of its decoder row, and the auxiliary term trains the decoder as well.
+    """
+
+    config_class: ClassVar[type[SAEConfig]] = GatedConfig
+    latent_parameters = ("b_gate", "b_mag", "r_mag")
+    b_gate: nn.Parameter
+    b_mag: nn.Parameter
+    r_mag: nn.Parameter
+
+    def _pass(self, centred: Tensor, target: Tensor, *, step: int, dead: Tensor) -> Pass:
+        """The auxiliary term is the error of what the gates alone reconstruct, without which they learn nothing."""
+        hidden_pre = self._hidden_pre(centred)
+        f = self._activate(hidden_pre)
+        gates = torch.relu(hidden_pre + self.b_gate)
+        fired = (f.detach() > 0).sum(0, dtype=torch.float32)
+        terms = {"l1": self._l1(gates, step), "aux": self._mse(target, self._reconstruct(gates))}
+        return Pass(self._reconstruct(f), fired, terms)
+
+    def _hidden_pre(self, centred: Tensor) -> Tensor:
+        """The product that both paths start from, without their biases."""
+        return centred @ self.W_enc
+
+    def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        return torch.relu(hidden_pre * self.r_mag.exp() + self.b_mag) * (hidden_pre + self.b_gate > 0)

@@ -1,0 +1,138 @@
+"""JumpReLU: each latent has a threshold of its own, learned through straight-through estimators."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from saepipe.errors import UserError
+from saepipe.keys import key
+from saepipe.saes.base import SAE, Losses, Pass, SAEConfig, warm_up
+
+SPARSITY_LOSSES = ("step", "tanh", "quadratic")
+
+
+@dataclass
+class JumpReLUConfig(SAEConfig):
+    """Keys of the JumpReLU architecture (in SAELens, most of them begin with `jumprelu_`)."""
+
+    architecture: str = "jumprelu"
+    """Name of this file."""
+    sparsity_loss: str = key("step", choices=SPARSITY_LOSSES)
+    """step: number of active latents (DeepMind); tanh: tanh(tanh_scale f |W_dec|), summed (Anthropic); quadratic:
+    2 / target_l0 (L0 - target_l0)^2 for each token (Gemma Scope 2)."""
+    l0_coefficient: float = key(1.0, least=0)
+    """Weight of the sparsity loss."""
+    l0_warm_up_steps: int = key(0, least=0)
+    """Steps over which it rises linearly from 0."""
+    target_l0: float | None = key(None, above=0)
+    """Active latents per token that the quadratic loss aims at."""
+    tanh_scale: float = key(4.0, above=0)
+    """Steepness of the tanh loss."""
+    init_threshold: float = key(0.01, least=0)
+    """Every threshold at the start."""
+    bandwidth: float = key(0.05, above=0)
+    """Width of the window around its threshold in which a pre-activation moves the threshold."""
+    ste_to_input: bool = False
+    """Pass the estimators' gradient to the pre-activations too (Anthropic), not to the thresholds alone (DeepMind)."""
+    pre_act_loss_coefficient: float | None = key(None, least=0)
+    """Weight of Anthropic's pre-activation loss, which lifts dead latents towards their threshold; None leaves it out,
+    3e-6 is Anthropic's."""
+
+    def __post_init__(self) -> None:
+        """Check what a range cannot say."""
+        super().__post_init__()
+        if self.sparsity_loss == "quadratic" and self.target_l0 is None:
+            raise UserError("sae.target_l0=null does not go with sae.sparsity_loss=quadratic; give the L0 to aim at")
+
+    def resolve(self, d_in: int) -> int:
+        """Width of the SAE, which must hold target_l0 latents."""
+        d_sae = super().resolve(d_in)
+        if self.target_l0 is not None and self.target_l0 > d_sae:
+            raise UserError(f"sae.target_l0={self.target_l0} is more than the {d_sae} latents there are; lower it")
+        return d_sae
+
+
+class JumpReLUSAE(SAE):
+    """JumpReLU autoencoder: f = h step(h - threshold).
+
+    Source: Rajamanoharan et al. 2024 (arXiv 2407.14435), equations 11 and 12 for the estimators; Anthropic's circuits
+    update of January 2025 for tanh, `ste_to_input` and the pre-activation loss. As in SAELens, the threshold itself is
+    trained, not its logarithm, and kept from falling below 0; the pre-activation loss takes dead latents alone.
+    """
+
+    config_class: ClassVar[type[SAEConfig]] = JumpReLUConfig
+    latent_parameters = ("b_enc", "threshold")
+    threshold: nn.Parameter
+
+    @property
+    def revives(self) -> bool:
+        """Whether the pre-activation loss is on."""
+        return bool(self.cfg.pre_act_loss_coefficient)
+
+    @torch.no_grad()
+    def initialise(
+        self, generator: torch.Generator, *, mean: Float[Tensor, " d_out"] | None = None, norm_scale: float = 1.0
+    ) -> None:
+        """Set every weight."""
+        super().initialise(generator, mean=mean, norm_scale=norm_scale)
+        self.threshold.fill_(self.cfg.init_threshold)
+
+    def _pass(self, centred: Tensor, target: Tensor, *, step: int, dead: Tensor) -> Pass:
+        hidden_pre = self._hidden_pre(centred)
+        f = self._activate(hidden_pre)
+        weight = warm_up(step, self.cfg.l0_warm_up_steps) * self.cfg.l0_coefficient
+        terms = {"l0": weight * self._sparsity(hidden_pre, f)}
+        if self.revives:
+            terms["pre_act"] = self._pre_act(hidden_pre, dead)
+        return Pass(self._reconstruct(f), (f.detach() > 0).sum(0, dtype=torch.float32), terms)
+
+    def _sparsity(self, hidden_pre: Tensor, f: Tensor) -> Tensor:
+        if self.cfg.sparsity_loss == "tanh":
+            return torch.tanh(self.cfg.tanh_scale * f * self.W_dec.norm(dim=1)).sum(1).mean()
+        active = _Jump.apply(hidden_pre, self.threshold, self.cfg.bandwidth, self.cfg.ste_to_input, True)
+        l0 = active.sum(1, dtype=torch.float32)
+        if self.cfg.sparsity_loss == "quadratic":
+            return (2 / self.cfg.target_l0 * (l0 - self.cfg.target_l0).square()).mean()
+        return l0.mean()
+
+    def _pre_act(self, hidden_pre: Tensor, dead: Tensor) -> Tensor:
+        below = torch.relu(self.threshold[dead] - hidden_pre[:, dead])
+        return self.cfg.pre_act_loss_coefficient * (below * self.W_dec[dead].norm(dim=1)).sum(1).mean()
+
+    def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        return _Jump.apply(hidden_pre, self.threshold, self.cfg.bandwidth, self.cfg.ste_to_input, False)
+
+    @torch.no_grad()
+    def after_step(self, losses: Losses) -> None:
+        """Keep the thresholds from falling below 0, where negative pre-activations would pass."""
+        self.threshold.clamp_(min=0)
+
+
+class _Jump(torch.autograd.Function):
+    """`x` where it is above the threshold (or 1 there, to count), with a gradient for the threshold.
+
+    That of the step function is a kernel estimate: a rectangle of width `bandwidth` around the threshold.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, threshold: Tensor, bandwidth: float, ste_to_input: bool, count: bool) -> Tensor:
+        ctx.save_for_backward(x, threshold)
+        ctx.bandwidth, ctx.ste_to_input, ctx.count = bandwidth, ste_to_input, count
+        above = x > threshold
+        return above.to(x.dtype) if count else x * above
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, threshold = ctx.saved_tensors
+        near = ((x - threshold) / ctx.bandwidth).abs() < 0.5
+        jump = grad * near * ((1.0 if ctx.count else threshold) / ctx.bandwidth)
+        grad_x = None if ctx.count else grad * (x > threshold)
+        if ctx.ste_to_input:
+            grad_x = jump if grad_x is None else grad_x + jump
+        grad_threshold = -jump.reshape(-1, jump.shape[-1]).sum(0, dtype=threshold.dtype)
+        return None if grad_x is None else grad_x.to(x.dtype), grad_threshold, None, None, None

@@ -1,0 +1,50 @@
+"""What the architectures with an L1 penalty share: its keys, its warm-up, and a word where it looks mistaken."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saepipe.keys import key
+from saepipe.saes.base import SAE, SAEConfig, warm_up
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class L1Config(SAEConfig):
+    """Keys of the penalty."""
+
+    l1_coefficient: float = key(1.0, least=0)
+    """Weight of the L1 penalty; of order 1 where mse_reduction is sum, of order 1e-4 where it is mean."""
+    l1_warm_up_steps: int = key(0, least=0)
+    """Steps over which the penalty rises linearly from 0."""
+
+
+class L1SAE(SAE):
+    """An autoencoder whose penalty weighs a latent by the norm of its decoder row, so that the rows need no constraint.
+
+    Source: Anthropic's circuits update of April 2024.
+    """
+
+    def initialise(
+        self, generator: torch.Generator, *, mean: Float[Tensor, " d_out"] | None = None, norm_scale: float = 1.0
+    ) -> None:
+        """Set every weight, and say where the penalty looks like one for the other `mse_reduction`."""
+        super().initialise(generator, mean=mean, norm_scale=norm_scale)
+        cfg, mean_squares = self.cfg, self.cfg.mse_reduction == "mean"
+        if cfg.l1_coefficient > 0 and (cfg.l1_coefficient > 0.05 if mean_squares else cfg.l1_coefficient < 0.01):
+            usual = "1e-4" if mean_squares else "1"
+            log.warning(
+                "sae.l1_coefficient=%g is unusual with sae.mse_reduction=%s, where published values are of order %s; "
+                "between sum and mean they differ by a factor of d_in, here %d",
+                *(cfg.l1_coefficient, cfg.mse_reduction, usual, self.d_in),
+            )
+
+    def _l1(self, f: Float[Tensor, "token d_sae"], step: int) -> Float[Tensor, ""]:
+        """The mean over tokens of the sum of f times its decoder row's norm."""
+        # Averaged over tokens first: in float32 under autocast too, and without another tensor of [token, d_sae].
+        sparsity = (f.mean(0, dtype=self.W_dec.dtype) * self.W_dec.norm(dim=1)).sum()
+        return warm_up(step, self.cfg.l1_warm_up_steps) * self.cfg.l1_coefficient * sparsity
