@@ -232,7 +232,7 @@ def _sentence(error: BaseException) -> str:
 
 def _unknown_key(key: str) -> str:
     """Word a key that this configuration has not: another architecture's, or none's."""
-    groups = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "sae").glob("*.yaml"))}
+    groups = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CONF / "sae").glob("*.yaml"))}
     whole = {name: keys for name, keys in groups.items() if keys.get("architecture") == name}
     owners = [f"sae={name}" for name, keys in whole.items() if key.startswith("sae.") and key[4:] in keys]
     if owners:
