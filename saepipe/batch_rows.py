@@ -1,6 +1,6 @@
 """The rows of the batches to come, of one hook: blocks are read, and each row is put into the batch that it is for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,13 +40,20 @@ class BatchRows:
             self._shard = torch.empty(slots * rows + 1, dtype=torch.int64)
             self._scale, self._centre = torch.empty(2, store.plan.n_shards, width)
 
-    def fill(self, blocks: Sequence[tuple[int, int]], goals: Int64[np.ndarray, "block row"]) -> None:
+    def fill(
+        self,
+        blocks: Sequence[tuple[int, int]],
+        goals: Int64[np.ndarray, "block row"],
+        *,
+        between: Callable[[], None],
+    ) -> None:
         """Read blocks, verify them, and put their rows into their slots, in any thread.
 
         Args:
             blocks: Shard of each, and its number there among blocks of as many rows as `goals` has columns.
             goals: Where their rows go, counted through all slots; -1 for nowhere. What a block at the end of a shard
                 lacks in rows is passed over.
+            between: Called before each block; what it raises ends the reading.
 
         Raises:
             UserError: A block is missing or damaged.
@@ -57,6 +64,7 @@ class BatchRows:
         for piece in pieces[:_AHEAD]:
             self._store.announce(self._hook, piece.shard, piece.block)
         for at, piece in enumerate(pieces):
+            between()
             for coming in pieces[at + _AHEAD : at + _AHEAD + 1]:
                 self._store.announce(self._hook, coming.shard, coming.block)
             count = self._store.read_block_into(self._hook, piece.shard, piece.block, room, row_scale)

@@ -165,6 +165,7 @@ class Order:
         first, last = lane * self._lane_rows + start, lane * self._lane_rows + stop
         at = int(np.searchsorted(starts, first, "right")) - 1
         blocks = order[at : np.searchsorted(starts, last, "left")]
+        blocks = blocks[self.blocks.kept[blocks] > 0]
         kept = np.flatnonzero(np.unpackbits(self.blocks.bits[blocks], axis=1, count=self.blocks.block_rows))
         kept = kept[first - starts[at] : last - starts[at]]
         shuffle = Permutation(derive_key("rows", self._key, *place), len(kept))

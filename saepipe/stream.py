@@ -3,26 +3,24 @@
 Memory: the window, a lane's part of it for each thread that reads ahead, and the batches that are ready.
 """
 
-import atexit
 import logging
 from collections import deque
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import partial
-from weakref import WeakSet
 
 import numpy as np
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from saepipe import parallel
+from saepipe.background import Background, StoppedError
 from saepipe.config import StreamConfig
 from saepipe.errors import UserError, unknown
 from saepipe.order import Blocks, Order, choose_lanes
-from saepipe.parallel import threads
 from saepipe.permutation import derive_key
 from saepipe.row_filter import RowFilter
 from saepipe.store import Store
-from saepipe.windows import Begin, Windows
+from saepipe.windows import Windows
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +31,6 @@ _MOST_READERS = 4
 """Threads that read windows; they share Python's lock, so that more of them soon wait for each other."""
 _LANES_PER_READER = 12
 """Each reader has a lane's part of the window read ahead, so that few lanes with many readers would double memory."""
-
-_open: "WeakSet[Generator[Batch, None, None]]" = WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    """Close the iterators that are still open, before the interpreter takes down the modules that closing needs."""
-    for batches in list(_open):
-        batches.close()
 
 
 class Stream:
@@ -78,7 +67,7 @@ class Stream:
         self._store = store
         self._rank_lanes = range(rank, self.lanes, world_size)
         self._prefetch_batches = config.prefetch_batches
-        readers = min(_MOST_READERS, threads(), max(1, len(self._rank_lanes) // _LANES_PER_READER))
+        readers = min(_MOST_READERS, parallel.threads(), max(1, len(self._rank_lanes) // _LANES_PER_READER))
         self._readers = readers if config.prefetch_batches else 0
         row_filter = RowFilter.of(config, exclude_special_tokens=exclude_special_tokens)
         parts = (config.seed, config.batch_tokens, config.window_tokens, self.lanes)
@@ -125,36 +114,27 @@ class Stream:
         """Return the numbers, in natural order, of the rows of a global batch, in the batch's order."""
         return self._order.rows_of(batch)
 
-    def iterate(self, start: int = 0) -> Generator[Batch, None, None]:
+    def iterate(self, start: int = 0) -> "Batches":
         """Read this rank's part of batch `start` and of all that follow, epoch after epoch, without end.
 
         The batches are of the store's type (float32 where that is int8), and pinned where there is a GPU. They are the
-        caller's to keep and to write to. Closing or dropping the iterator ends its threads.
+        caller's to keep and to write to; one that is kept for long should be cloned, since it may keep the memory of
+        the whole window. Closing the iterator ends its threads, and dropping it does so in a moment.
 
         Raises:
             UserError: A shard is missing or damaged; its rows reach no batch.
         """
-        batches = self._prefetched(start) if self._prefetch_batches else self._batches(start, partial)
-        _open.add(batches)
-        return batches
+        readers, maker = Background(self._readers, "windows"), Background(int(bool(self._prefetch_batches)), "batches")
+        return Batches(self._prefetched(self._batches(start, readers), maker), maker, readers)
 
-    def _prefetched(self, start: int) -> Generator[Batch, None, None]:
-        """Make the batches in a thread, ahead of the consumer, out of windows that others read."""
-        # A task is one batch or one window and ends by itself, so neither closing nor the interpreter's exit can wait
-        # for long.
-        with ThreadPoolExecutor(1, "batches") as make, ThreadPoolExecutor(self._readers, "windows") as read:
-            batches = self._batches(start, lambda work: read.submit(work).result)
-            ready = deque(make.submit(next, batches) for _ in range(self._prefetch_batches))
-            try:
-                while True:
-                    batch = ready.popleft().result()
-                    ready.append(make.submit(next, batches))
-                    yield batch
-            finally:
-                for future in ready:
-                    future.cancel()
+    def _prefetched(self, batches: Iterator[Batch], maker: Background) -> Iterator[Batch]:
+        """Make the batches ahead of the consumer, out of the windows that the readers read."""
+        ready = deque(maker.begin(partial(next, batches)) for _ in range(self._prefetch_batches))
+        while True:
+            ready.append(maker.begin(partial(next, batches)))
+            yield ready.popleft()()
 
-    def _batches(self, start: int, begin: Begin) -> Generator[Batch, None, None]:
+    def _batches(self, start: int, readers: Background) -> Iterator[Batch]:
         windows = Windows(
             self._store,
             self._hooks,
@@ -163,8 +143,36 @@ class Stream:
             ahead=self._readers,
             in_use=self._prefetch_batches + 2,  # those that are ready, and the consumer's old and new one
         )
-        for rows in windows.batches(start, begin):
+        for rows in windows.batches(start, readers):
             yield rows[0] if len(rows) == 1 else (rows[0], rows[1])
+
+
+class Batches(Iterator[Batch]):
+    """The batches of one `Stream.iterate`."""
+
+    def __init__(self, batches: Iterator[Batch], maker: Background, readers: Background) -> None:
+        self._batches, self._threads = batches, (maker, readers)
+
+    def __next__(self) -> Batch:
+        """Return the next batch."""
+        try:
+            return next(self._batches)
+        except StoppedError:  # closed, or the interpreter ends
+            raise StopIteration from None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the threads, after the block that each of them is at."""
+        self.__del__()
+        for threads in self._threads:
+            threads.join()
+
+    def __del__(self) -> None:
+        """End the threads without waiting for them: the garbage collector may be at work in one of them."""
+        for threads in self._threads:
+            threads.stop()
 
 
 def choose_hook(store: Store, config: StreamConfig) -> str:

@@ -13,13 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saepipe.background import Background
 from saepipe.batch_rows import BatchRows
 from saepipe.order import Order, Place
 from saepipe.store import Store
-
-Work = Callable[[], None]
-Begin = Callable[[Work], Work]
-"""Starts some work, at once in a thread or when it is waited for, and returns what waits for it."""
 
 
 class Windows:
@@ -48,26 +45,30 @@ class Windows:
         self._coming: dict[int, int] = {}
         """Slots of the batches that have rows of a window that was begun: the next ones, without a gap."""
 
-    def batches(self, start: int, begin: Begin) -> Iterator[list[Tensor]]:
+    def batches(self, start: int, readers: Background) -> Iterator[list[Tensor]]:
         """Make the lanes' part of batch `start` and of all that follow: rows of each hook.
+
+        Args:
+            start: Number of the first batch.
+            readers: Threads to read windows in.
 
         Raises:
             UserError: A shard is missing or damaged.
         """
-        begun = deque[tuple[int, Work]]()
+        begun = deque[tuple[int, Callable[[], None]]]()
         places = self._order.windows_from(start, self._lanes)
         place = next(places)
         for batch in count(start):
             while (having := self._order.batches_of(place)).stop <= batch + self._most_coming:
                 for number in range(batch + len(self._coming), having.stop):
                     self._coming[number] = self._free.pop()
-                begun.append((having.start, begin(self._reading(place))))
+                begun.append((having.start, readers.begin(self._reading(place, readers))))
                 place = next(places)
             while begun and begun[0][0] <= batch:
                 begun.popleft()[1]()
             yield self._hand_out(self._coming.pop(batch))
 
-    def _reading(self, place: Place) -> Work:
+    def _reading(self, place: Place, readers: Background) -> Callable[[], None]:
         """Return the work of reading a window; its batches have slots by now."""
         # Rows may be for no batch: for one before the first, or left out of the epoch, which the last entry is for.
         slots = np.array([*(self._coming.get(number, -1) for number in self._order.batches_of(place)), -1])
@@ -81,7 +82,7 @@ class Windows:
             goals.reshape(-1)[window.rows] = np.where(slot < 0, -1, row)
             where = [*zip(blocks.shard[window.blocks].tolist(), blocks.number[window.blocks].tolist(), strict=True)]
             for rows in self._rows:
-                rows.fill(where, goals)
+                rows.fill(where, goals, between=readers.check)
 
         return read
 

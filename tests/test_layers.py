@@ -73,6 +73,7 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "pretrained": (1, {"torch", "transformers"}),
     "edits": (2, TENSORS),
     "language_model": (2, TENSORS | {"transformers", "transformer_lens"}),
+    "background": (0, set()),
     "batch_rows": (2, TENSORS),
     "windows": (2, TENSORS),
     "stream": (2, TENSORS),

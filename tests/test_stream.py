@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,8 +46,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(autouse=True)
 def no_thread_stays() -> Iterator[None]:
     """Every test leaves as many threads as it found."""
-    before = set(threading.enumerate())
+    before, deadline = set(threading.enumerate()), time.monotonic() + 60
     yield
+    while not set(threading.enumerate()) <= before and time.monotonic() < deadline:
+        time.sleep(0.001)  # what drops an iterator does not wait for its threads
     assert set(threading.enumerate()) <= before
 
 
@@ -297,6 +300,9 @@ def test_threads_end_with_the_iterator(store: Store, end: str) -> None:
         for _ in batches:
             break
     del batches
+    deadline = time.monotonic() + 20  # what drops it does not wait for them
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.001)
     assert threading.active_count() == before
 
 
