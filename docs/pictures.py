@@ -11,7 +11,10 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-CURVES = {"losses/mse": ("squared error", "#b4552d"), "metrics/explained_variance": ("explained variance", "#33658a")}
+CURVES = {
+    "losses/mse_loss": ("squared error", "#b4552d"),
+    "metrics/explained_variance": ("explained variance", "#33658a"),
+}
 WIDTH, HEIGHT, LEFT, BOTTOM, GAP = 400, 220, 46, 34, 40
 
 

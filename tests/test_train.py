@@ -66,7 +66,7 @@ def test_a_run_leaves_everything_that_the_verbs_after_it_need(store: Path, tmp_p
 def test_training_lowers_the_loss(store: Path, tmp_path: Path) -> None:
     train(configured(store, tmp_path / "x", "train.tokens=7200", "optim.lr=0.02"))
     lines = (tmp_path / "x" / "metrics.csv").read_text().splitlines()
-    column = lines[0].split(",").index("losses/mse")
+    column = lines[0].split(",").index("losses/mse_loss")
     assert float(lines[-1].split(",")[column]) < 0.5 * float(lines[1].split(",")[column])
 
 

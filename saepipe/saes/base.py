@@ -68,7 +68,7 @@ class Losses:
     """What one batch yields: the terms to minimise, and what counters and logs need without another pass."""
 
     terms: dict[str, Float[Tensor, ""]]
-    """Named loss terms with their coefficients applied; `mse` is always there."""
+    """Named loss terms with their coefficients applied, under the names of SAELens; `mse_loss` is always there."""
     target: Float[Tensor, "token d_out"]
     """Normalised target, detached."""
     reconstruction: Float[Tensor, "token d_out"]
@@ -98,7 +98,7 @@ class Pass:
     fired: Float[Tensor, " d_sae"]
     """Number of tokens on which each latent was active, without gradient."""
     terms: dict[str, Float[Tensor, ""]]
-    """Named terms besides `mse`, with their coefficients applied."""
+    """Named terms besides `mse_loss`, with their coefficients applied."""
     notes: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
     """As in `Losses`."""
 
@@ -204,7 +204,7 @@ class SAE(nn.Module, ABC):
         target = self._normalise(y)
         done = self._pass(self._centre(self._normalise(x)), target, step=step, dead=dead)
         return Losses(
-            terms={"mse": self._mse(target, done.reconstruction), **done.terms},
+            terms={"mse_loss": self._mse(target, done.reconstruction), **done.terms},
             target=target.detach(),
             reconstruction=done.reconstruction.detach(),
             fired=done.fired,

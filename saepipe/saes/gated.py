@@ -38,7 +38,8 @@ class GatedSAE(L1SAE):
         f = self._activate(hidden_pre)
         gates = torch.relu(hidden_pre + self.b_gate)
         fired = (f.detach() > 0).sum(0, dtype=torch.float32)
-        terms = {"l1": self._l1(gates, step), "aux": self._mse(target, self._reconstruct(gates))}
+        aux = self._mse(target, self._reconstruct(gates))
+        terms = {"l1_loss": self._l1(gates, step), "auxiliary_reconstruction_loss": aux}
         return Pass(self._reconstruct(f), fired, terms)
 
     def _hidden_pre(self, centred: Tensor) -> Tensor:

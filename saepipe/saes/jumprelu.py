@@ -85,9 +85,9 @@ class JumpReLUSAE(SAE):
         hidden_pre = self._hidden_pre(centred)
         f = self._activate(hidden_pre)
         weight = warm_up(step, self.cfg.l0_warm_up_steps) * self.cfg.l0_coefficient
-        terms = {"l0": weight * self._sparsity(hidden_pre, f)}
+        terms = {"l0_loss": weight * self._sparsity(hidden_pre, f)}
         if self.revives:
-            terms["pre_act"] = self._pre_act(hidden_pre, dead)
+            terms["pre_act_loss"] = self._pre_act(hidden_pre, dead)
         return Pass(self._reconstruct(f), (f.detach() > 0).sum(0, dtype=torch.float32), terms)
 
     def _sparsity(self, hidden_pre: Tensor, f: Tensor) -> Tensor:

@@ -63,5 +63,5 @@ class MatryoshkaSAE(BatchTopKSAE):
             counts = torch.bincount(tokens[inside], minlength=len(target))
             part = sparse.decode(f[inside], kept.indices[inside], self.W_dec, counts.cumsum(0) - counts)
             reconstruction, start = reconstruction + part, width
-            terms[f"inner_mse_{width}"] = self._mse(target, reconstruction)
+            terms[f"inner_mse_loss_{width}"] = self._mse(target, reconstruction)
         return terms

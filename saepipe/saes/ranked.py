@@ -75,7 +75,7 @@ class RankedSAE(SAE):
         reconstruction = sparse.decode(f, kept.indices, self.W_dec, kept.offsets) + self.b_dec
         terms = self._inner(f, kept, target)
         if self.revives:
-            terms["aux"] = self._aux(centred, (target - reconstruction).detach(), dead, norm)
+            terms["auxiliary_reconstruction_loss"] = self._aux(centred, (target - reconstruction).detach(), dead, norm)
         active = (f.detach() > 0).to(torch.float32).flatten()
         fired = active.new_zeros(self.d_sae).index_add_(0, kept.indices.flatten(), active)
         return Pass(reconstruction, fired, terms, self._notes(kept))

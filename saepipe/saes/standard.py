@@ -27,7 +27,7 @@ class StandardSAE(L1SAE):
     def _pass(self, centred: Tensor, target: Tensor, *, step: int, dead: Tensor) -> Pass:
         f = self._activate(self._hidden_pre(centred))
         fired = (f.detach() > 0).sum(0, dtype=torch.float32)
-        return Pass(self._reconstruct(f), fired, {"l1": self._l1(f, step)})
+        return Pass(self._reconstruct(f), fired, {"l1_loss": self._l1(f, step)})
 
     def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return torch.relu(hidden_pre)

@@ -77,5 +77,5 @@ def test_mean_reduction_divides_the_squared_error_by_the_width() -> None:
     for reduction in ("sum", "mean"):
         sae = StandardSAE(StandardConfig(d_sae=20, mse_reduction=reduction), 8)
         sae.initialise(torch.Generator().manual_seed(1))
-        errors.append(sae.loss(x, x, step=0, dead=dead).terms["mse"])
+        errors.append(sae.loss(x, x, step=0, dead=dead).terms["mse_loss"])
     torch.testing.assert_close(errors[0], 8 * errors[1])

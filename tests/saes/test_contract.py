@@ -77,10 +77,10 @@ def test_loss_gives_finite_gradients_and_what_the_logs_need(name: str) -> None:
         assert parameter.grad is not None, key
         assert torch.isfinite(parameter.grad).all(), key
         assert parameter.grad.any(), key
-    assert "mse" in losses.terms
+    assert "mse_loss" in losses.terms
     assert losses.total.item() == pytest.approx(sum(term.item() for term in losses.terms.values()))
     squared = (losses.target - losses.reconstruction).square().sum(1).mean()
-    torch.testing.assert_close(losses.terms["mse"].detach(), squared)
+    torch.testing.assert_close(losses.terms["mse_loss"].detach(), squared)
     if "topk_threshold" in losses.notes:  # it encodes with a threshold that it learns: here the batch's own
         sae.threshold.copy_(torch.nextafter(losses.notes["topk_threshold"], torch.zeros(())))
     f = sae.encode(x)
@@ -111,7 +111,7 @@ def test_training_lowers_the_loss(name: str) -> None:
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-        totals.append(losses.terms["mse"].item())
+        totals.append(losses.terms["mse_loss"].item())
     assert totals[-1] < 0.7 * totals[0]
 
 

@@ -25,9 +25,9 @@ def test_loss_is_written_out(apply_b_dec_to_input: bool) -> None:
     x = 1.5 * X
     f = torch.relu((x - sae.b_dec * apply_b_dec_to_input) @ sae.W_enc + sae.b_enc)
     reconstruction = f @ sae.W_dec + sae.b_dec
-    torch.testing.assert_close(losses.terms["mse"], (x - reconstruction).square().sum(1).mean())
-    torch.testing.assert_close(losses.terms["l1"], 3 * (f * sae.W_dec.norm(dim=1)).sum(1).mean())
-    torch.testing.assert_close(losses.total, losses.terms["mse"] + losses.terms["l1"])
+    torch.testing.assert_close(losses.terms["mse_loss"], (x - reconstruction).square().sum(1).mean())
+    torch.testing.assert_close(losses.terms["l1_loss"], 3 * (f * sae.W_dec.norm(dim=1)).sum(1).mean())
+    torch.testing.assert_close(losses.total, losses.terms["mse_loss"] + losses.terms["l1_loss"])
     torch.testing.assert_close(losses.reconstruction, reconstruction)
     assert torch.equal(losses.fired, (f > 0).sum(0).float())
     assert losses.l0 == (f > 0).sum(1).float().mean()
@@ -35,7 +35,7 @@ def test_loss_is_written_out(apply_b_dec_to_input: bool) -> None:
 
 def test_penalty_warms_up_linearly() -> None:
     sae = make(l1_warm_up_steps=4)
-    terms = [sae.loss(X, X, step=step, dead=NONE_DEAD).terms["l1"].item() for step in range(6)]
+    terms = [sae.loss(X, X, step=step, dead=NONE_DEAD).terms["l1_loss"].item() for step in range(6)]
     assert [term / terms[-1] for term in terms] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
 
 

@@ -54,8 +54,10 @@ def test_sparse_step_equals_dense_autograd(
     dead = torch.arange(0, 2 * n_dead, 2)
     losses = sae.loss(x, x, step=0, dead=dead)
     mse, aux, f = dense_losses(sae, x, dead)
-    torch.testing.assert_close(losses.terms["mse"], mse, rtol=limit, atol=limit)
-    torch.testing.assert_close(losses.terms["aux"], aux if n_dead else torch.zeros_like(aux), rtol=limit, atol=limit)
+    torch.testing.assert_close(losses.terms["mse_loss"], mse, rtol=limit, atol=limit)
+    torch.testing.assert_close(
+        losses.terms["auxiliary_reconstruction_loss"], aux if n_dead else torch.zeros_like(aux), rtol=limit, atol=limit
+    )
     assert torch.equal(losses.fired, (f > 0).sum(0).float())
     parameters = list(sae.parameters())
     expected = torch.autograd.grad(mse + aux if n_dead else mse, parameters)
@@ -78,7 +80,7 @@ def test_dead_latents_learn_through_their_encoder() -> None:
     sae.cfg.dead_method = "none"
     losses = sae.loss(x, x, step=0, dead=dead)
     losses.total.backward()
-    assert set(losses.terms) == {"mse"}
+    assert set(losses.terms) == {"mse_loss"}
     assert not sae.W_enc.grad[:, dead].any()
 
 
