@@ -29,8 +29,8 @@ def make_stream(store: Store, target: str | None = None) -> Stream:
 
 
 def places(batches: Iterator[Batch]) -> set[int]:
-    """Return where the next 200 batches lie, each of which is dropped at once."""
-    return {side.data_ptr() for batch in itertools.islice(batches, 200) for side in sides(batch)}
+    """Return where the next 60 batches lie, each of which is dropped at once."""
+    return {side.data_ptr() for batch in itertools.islice(batches, 60) for side in sides(batch)}
 
 
 def sides(batch: Batch) -> tuple[torch.Tensor, ...]:
