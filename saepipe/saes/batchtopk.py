@@ -51,16 +51,15 @@ class BatchTopKSAE(RankedSAE):
         return Kept(ranked.flatten()[places], indices, per_token.cumsum(0) - per_token)
 
     def _notes(self, kept: Kept) -> dict[str, Tensor]:
-        """The smallest activation that is kept; infinite where none is."""
-        smallest = kept.values.min() if len(kept.values) else kept.values.new_tensor(torch.inf)
-        return {"topk_threshold": smallest}
+        """The smallest activation that is kept; 0 where none is, since all of them are positive."""
+        return {"topk_threshold": kept.values.min() if len(kept.values) else kept.values.new_zeros(())}
 
     @torch.no_grad()
     def after_step(self, losses: Losses) -> None:
         """Move the threshold towards the smallest activation that was kept."""
         smallest = losses.notes["topk_threshold"].to(self.threshold.dtype)
         moved = self.threshold.lerp(smallest, self.cfg.topk_threshold_lr)
-        self.threshold.copy_(torch.where(smallest.isfinite(), moved, self.threshold))
+        self.threshold.copy_(torch.where(smallest > 0, moved, self.threshold))
 
     def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return hidden_pre * (hidden_pre > self.threshold.to(hidden_pre.dtype))
@@ -84,7 +83,7 @@ def largest(values: Float[Tensor, " n"], count: int) -> Int[Tensor, " kept"]:
     candidates = (values >= pivot.clamp(min=0)).logical_and_(values > 0).nonzero().squeeze(1)
     if len(candidates) < count and pivot > 0:
         candidates = (values > 0).nonzero().squeeze(1)
-    if len(candidates) <= count:
-        return candidates
+    if len(candidates) <= count or not count:
+        return candidates[:count]
     found = values[candidates]
     return candidates[found >= found.topk(count, sorted=False).values.min()]
