@@ -17,7 +17,7 @@ from torch import Tensor
 from saepipe import progress
 from saepipe.config import OptimConfig
 from saepipe.errors import UserError
-from saepipe.saes.base import SAE, Losses
+from saepipe.saes.base import SAE, Losses, Step
 from saepipe.stream import Stream
 
 DENSITY_BATCHES = 1000
@@ -131,7 +131,7 @@ class SAEModule(pl.LightningModule):
     def training_step(self, batch: Float[Tensor, "token d_in"], batch_idx: int) -> None:
         """Take one optimizer step on one global batch."""
         x = batch.float()
-        losses = self.sae.loss(x, x, step=self.steps_done, dead=self._to_revive())
+        losses = self.sae.loss(x, x, Step(self.steps_done, self._to_revive()))
         optimizer = self.optimizers()
         assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
         optimizer.zero_grad()

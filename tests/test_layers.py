@@ -35,6 +35,7 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "latents": (3, TENSORS | {"tqdm"}),
     "durable": (0, {"xxhash"}),
     "sparse": (0, TENSORS),
+    "ranks": (0, TENSORS),
     "progress": (0, {"tqdm"}),
     "parallel": (0, set()),
     "lock": (1, set()),

@@ -8,6 +8,7 @@ One class serves training and inference. `encode`, `decode` and `loss` take raw 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from saepipe.errors import UserError
 from saepipe.keys import Group, key
+from saepipe.ranks import ALONE, Ranks
 
 NORMALISATIONS = ("none", "expected_average_only_in")
 MSE_REDUCTIONS = ("sum", "mean")
@@ -61,6 +63,21 @@ class SAEConfig(Group, group="sae"):
             UserError: A key that does not fit the width; the message names it.
         """
         return self.expansion * d_in if self.d_sae is None else self.d_sae
+
+
+@dataclass(frozen=True)
+class Step:
+    """An optimizer step, as the loss of a batch must know it."""
+
+    number: int = 0
+    """Steps done before it, for warm-ups."""
+    dead: Int[Tensor, " dead"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """Indices of the dead latents, for terms that revive them. Indices and not a mask, since their number decides
+    shapes, which the host must know: the caller chooses when to pay for that."""
+    ranks: Ranks = ALONE
+    """The processes that have the other parts of the global batch."""
+    survey: Tensor | None = None
+    """What `SAE.survey` found, where the rank's part comes in parts itself."""
 
 
 @dataclass
@@ -188,21 +205,17 @@ class SAE(nn.Module, ABC):
         self,
         x: Float[Tensor, "token d_in"],
         y: Float[Tensor, "token d_out"],
-        *,
-        step: int,
-        dead: Int[Tensor, " dead"],
+        step: Step,
     ) -> Losses:
-        """Loss of one batch, without waiting for the device.
+        """Loss of one batch, or of one of equal parts of it, whose mean the batch's loss is.
 
         Args:
             x: Raw activations.
             y: What to reconstruct: `x` itself for an autoencoder.
-            step: Optimizer steps done so far, for warm-ups.
-            dead: Indices of the dead latents (empty: none), for terms that revive them. Indices and not a mask, since
-                their number decides shapes, which the host must know: the caller chooses when to pay for that.
+            step: The step that it is for.
         """
         target = self._normalise(y)
-        done = self._pass(self._centre(self._normalise(x)), target, step=step, dead=dead)
+        done = self._pass(self._centre(self._normalise(x)), target, step)
         return Losses(
             terms={"mse_loss": self._mse(target, done.reconstruction), **done.terms},
             target=target.detach(),
@@ -210,6 +223,15 @@ class SAE(nn.Module, ABC):
             fired=done.fired,
             notes=done.notes,
         )
+
+    def survey(self, parts: Sequence[Float[Tensor, "token d_in"]], step: Step) -> Tensor | None:
+        """Find what the loss of a part must know of the whole global batch; nothing by itself.
+
+        Args:
+            parts: Raw activations of all parts of this rank.
+            step: The step that they are for.
+        """
+        return None
 
     @torch.no_grad()
     def after_step(self, losses: Losses) -> None:
@@ -224,17 +246,14 @@ class SAE(nn.Module, ABC):
         self,
         centred: Float[Tensor, "token d_in"],
         target: Float[Tensor, "token d_out"],
-        *,
-        step: int,
-        dead: Int[Tensor, " dead"],
+        step: Step,
     ) -> Pass:
-        """Encode and decode one batch for training, without waiting for the device.
+        """Encode and decode one batch, or a part of it, for training.
 
         Args:
             centred: Normalised and centred input, as `_hidden_pre` takes it.
             target: Normalised target, for terms that compare something else with it than the reconstruction.
             step: As in `loss`.
-            dead: As in `loss`.
         """
 
     @abstractmethod

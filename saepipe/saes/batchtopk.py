@@ -1,5 +1,7 @@
 """BatchTopK: the largest pre-activations of a whole batch, k per token on average; afterwards a threshold."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,9 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saepipe.keys import key
-from saepipe.saes.base import Losses, SAEConfig
+from saepipe.ranks import Ranks
+from saepipe.saes.base import Losses, SAEConfig, Step
 from saepipe.saes.ranked import Kept, RankedConfig, RankedSAE
 
+_DIGIT_BITS = 11
+_DIGITS = 2**_DIGIT_BITS
 _SAMPLE_STEP = 257  # a prime, so that a sample of the batch does not keep to some latents
 
 
@@ -44,15 +49,29 @@ class BatchTopKSAE(RankedSAE):
         super().__init__(cfg, d_in, d_out)
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
 
-    def _keep(self, ranked: Tensor) -> Kept:
-        tokens = len(ranked)
-        places = largest(ranked.flatten(), int(self.cfg.k * tokens))
+    @torch.no_grad()
+    def survey(self, parts: Sequence[Float[Tensor, "token d_in"]], step: Step) -> Tensor | None:
+        """Find the smallest value that the whole batch keeps."""
+        found = [self._hidden_pre(self._centre(self._normalise(part))).flatten() for part in parts]
+        count = int(self.cfg.k * step.ranks.world_size * sum(len(part) for part in parts))
+        return smallest_kept(found, count, step.ranks)[0]
+
+    def _keep(self, ranked: Tensor, step: Step) -> Kept:
+        tokens, values = len(ranked), ranked.flatten()
+        if step.survey is None:
+            count = int(self.cfg.k * step.ranks.world_size * tokens)
+            smallest, (places,) = smallest_kept([values], count, step.ranks)
+            places = places[values[places] >= smallest]
+        else:
+            smallest = step.survey
+            places = ((values >= smallest) & (values > 0)).nonzero().squeeze(1)
         indices, per_token = places % self.d_sae, torch.bincount(places // self.d_sae, minlength=tokens)
-        return Kept(ranked.flatten()[places], indices, per_token.cumsum(0) - per_token)
+        return Kept(values[places], indices, per_token.cumsum(0) - per_token, smallest)
 
     def _notes(self, kept: Kept) -> dict[str, Tensor]:
         """The smallest activation that is kept; 0 where none is, since all of them are positive."""
-        return {"topk_threshold": kept.values.min() if len(kept.values) else kept.values.new_zeros(())}
+        assert kept.smallest is not None
+        return {"topk_threshold": torch.where(kept.smallest.isfinite(), kept.smallest, 0.0)}
 
     @torch.no_grad()
     def after_step(self, losses: Losses) -> None:
@@ -71,19 +90,58 @@ class BatchTopKSAE(RankedSAE):
         return {**values, "architecture": "jumprelu"}, weights
 
 
-def largest(values: Float[Tensor, " n"], count: int) -> Int[Tensor, " kept"]:
-    """Return where the `count` largest positive values are, in ascending order; all that equal the smallest of them.
+def smallest_kept(
+    parts: Sequence[Float[Tensor, " _"]], count: int, ranks: Ranks
+) -> tuple[Float[Tensor, ""], list[Int[Tensor, " _"]]]:
+    """Find the smallest of the `count` largest positive values of all parts and ranks.
 
     Sorting out those below a pivot first is exact and three times as fast on a CPU as a search in all of them: the
-    pivot is a value that a sample says is exceeded by somewhat more than `count`.
+    pivot is a value that samples say is exceeded by somewhat more than `count`.
+
+    Args:
+        parts: Values of this rank.
+        count: How many of all ranks' values to keep.
+        ranks: The ranks.
+
+    Returns:
+        That value (infinite: none is kept), and the places in each part where positive values of about that size and
+        more are.
     """
-    sample = values[::_SAMPLE_STEP]
-    wanted = int(1.3 * count / _SAMPLE_STEP) + 8
-    pivot = sample.topk(wanted).values[-1] if wanted <= len(sample) else values.new_zeros(())
-    candidates = (values >= pivot.clamp(min=0)).logical_and_(values > 0).nonzero().squeeze(1)
-    if len(candidates) < count and pivot > 0:
-        candidates = (values > 0).nonzero().squeeze(1)
-    if len(candidates) <= count or not count:
-        return candidates[:count]
-    found = values[candidates]
-    return candidates[found >= found.topk(count, sorted=False).values.min()]
+    samples = [part[::_SAMPLE_STEP] for part in parts]
+    # A pivot for each part would be one for batches alike; the least of all fits all.
+    wanted = int(1.3 * count / (ranks.world_size * len(parts)) / _SAMPLE_STEP) + 8
+    pivots = [sample.topk(wanted).values[-1] if wanted <= len(sample) else sample.new_zeros(()) for sample in samples]
+    pivot = ranks.least(torch.stack(pivots).min()).clamp(min=0)
+    places = [((part >= pivot) & (part > 0)).nonzero().squeeze(1) for part in parts]
+    if _count(places, ranks) < count and pivot > 0:
+        places = [(part > 0).nonzero().squeeze(1) for part in parts]
+    found = torch.cat([part[there] for part, there in zip(parts, places, strict=True)])
+    if not count:
+        return found.new_full((), math.inf), places
+    if _count(places, ranks) <= count:
+        return ranks.least(torch.cat([found, found.new_full((1,), math.inf)]).min()), places
+    return kth_largest(found, count, ranks), places
+
+
+def _count(places: list[Tensor], ranks: Ranks) -> int:
+    return int(ranks.sum(torch.tensor(sum(len(there) for there in places), device=places[0].device)))
+
+
+def kth_largest(values: Float[Tensor, " n"], k: int, ranks: Ranks) -> Float[Tensor, ""]:
+    """Find the k-th largest of the positive values that all ranks have, of which there are k or more.
+
+    The bits of positive numbers, read as integers, have the numbers' order; the result is found a digit at a time, from
+    how many values of all ranks have which digit.
+    """
+    wide = values if values.dtype == torch.float64 else values.float()
+    bits = wide.view(torch.int64 if wide.dtype == torch.float64 else torch.int32)
+    found, left = bits.new_zeros((), dtype=torch.int64), torch.tensor(k, device=bits.device)
+    for digit in reversed(range(-(-8 * wide.itemsize // _DIGIT_BITS))):
+        shifted = bits >> digit * _DIGIT_BITS
+        digits = torch.where(shifted >> _DIGIT_BITS == found, shifted & (_DIGITS - 1), _DIGITS)
+        counts = ranks.sum(torch.bincount(digits, minlength=_DIGITS + 1)[:_DIGITS])
+        from_top = counts.flip(0).cumsum(0)
+        place = torch.searchsorted(from_top, left)
+        here = _DIGITS - 1 - place
+        found, left = found * _DIGITS + here, left - from_top[place] + counts[here]
+    return found.to(bits.dtype).view(wide.dtype).to(values.dtype)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saepipe.saes.base import Pass, SAEConfig
+from saepipe.saes.base import Pass, SAEConfig, Step
 from saepipe.saes.l1 import L1SAE, L1Config
 
 
@@ -32,14 +32,14 @@ class GatedSAE(L1SAE):
     b_mag: nn.Parameter
     r_mag: nn.Parameter
 
-    def _pass(self, centred: Tensor, target: Tensor, *, step: int, dead: Tensor) -> Pass:
+    def _pass(self, centred: Tensor, target: Tensor, step: Step) -> Pass:
         """The auxiliary term is the error of what the gates alone reconstruct, without which they learn nothing."""
         hidden_pre = self._hidden_pre(centred)
         f = self._activate(hidden_pre)
         gates = torch.relu(hidden_pre + self.b_gate)
         fired = (f.detach() > 0).sum(0, dtype=torch.float32)
         aux = self._mse(target, self._reconstruct(gates))
-        terms = {"l1_loss": self._l1(gates, step), "auxiliary_reconstruction_loss": aux}
+        terms = {"l1_loss": self._l1(gates, step.number), "auxiliary_reconstruction_loss": aux}
         return Pass(self._reconstruct(f), fired, terms)
 
     def _hidden_pre(self, centred: Tensor) -> Tensor:

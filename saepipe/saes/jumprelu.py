@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from saepipe.errors import UserError
 from saepipe.keys import key
-from saepipe.saes.base import SAE, Losses, Pass, SAEConfig, warm_up
+from saepipe.saes.base import SAE, Losses, Pass, SAEConfig, Step, warm_up
 
 SPARSITY_LOSSES = ("step", "tanh", "quadratic")
 
@@ -81,13 +81,13 @@ class JumpReLUSAE(SAE):
         super().initialise(generator, mean=mean, norm_scale=norm_scale)
         self.threshold.fill_(self.cfg.init_threshold)
 
-    def _pass(self, centred: Tensor, target: Tensor, *, step: int, dead: Tensor) -> Pass:
+    def _pass(self, centred: Tensor, target: Tensor, step: Step) -> Pass:
         hidden_pre = self._hidden_pre(centred)
         f = self._activate(hidden_pre)
-        weight = warm_up(step, self.cfg.l0_warm_up_steps) * self.cfg.l0_coefficient
+        weight = warm_up(step.number, self.cfg.l0_warm_up_steps) * self.cfg.l0_coefficient
         terms = {"l0_loss": weight * self._sparsity(hidden_pre, f)}
         if self.revives:
-            terms["pre_act_loss"] = self._pre_act(hidden_pre, dead)
+            terms["pre_act_loss"] = self._pre_act(hidden_pre, step.dead)
         return Pass(self._reconstruct(f), (f.detach() > 0).sum(0, dtype=torch.float32), terms)
 
     def _sparsity(self, hidden_pre: Tensor, f: Tensor) -> Tensor:

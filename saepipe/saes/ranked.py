@@ -12,7 +12,7 @@ from torch.nn import functional
 from saepipe import sparse
 from saepipe.errors import UserError
 from saepipe.keys import key
-from saepipe.saes.base import SAE, Pass, SAEConfig
+from saepipe.saes.base import SAE, Pass, SAEConfig, Step
 
 DEAD_METHODS = ("none", "auxk")
 
@@ -46,6 +46,8 @@ class Kept:
     """Which they are."""
     offsets: Int[Tensor, " token"] | None = None
     """Number of each token's first; None: they are [token, k]."""
+    smallest: Float[Tensor, ""] | None = None
+    """The smallest value that is kept of the global batch, infinite where none is; None: each token has its own."""
 
 
 class RankedSAE(SAE):
@@ -61,21 +63,23 @@ class RankedSAE(SAE):
         return self.cfg.dead_method == "auxk"
 
     @abstractmethod
-    def _keep(self, ranked: Float[Tensor, "token d_sae"]) -> Kept:
+    def _keep(self, ranked: Float[Tensor, "token d_sae"], step: Step) -> Kept:
         """Choose the largest latents of a training batch, without a gradient."""
 
-    def _pass(self, centred: Tensor, target: Tensor, *, step: int, dead: Tensor) -> Pass:
+    def _pass(self, centred: Tensor, target: Tensor, step: Step) -> Pass:
         """The auxiliary term is the error of what the dead latents make of the remaining error."""
         with torch.no_grad():
             norm = self._decoder_norm()
-            kept = self._keep(self._hidden_pre(centred))
+            kept = self._keep(self._hidden_pre(centred), step)
             # Back to the encoder's own pre-activations: the decoder's norm that ranked them cancels in W_dec.
             pre = kept.values.to(norm.dtype) / norm[kept.indices]
         f = torch.relu(sparse.select(pre, kept.indices, centred, self.W_enc.T, self.b_enc, kept.offsets))
         reconstruction = sparse.decode(f, kept.indices, self.W_dec, kept.offsets) + self.b_dec
         terms = self._inner(f, kept, target)
         if self.revives:
-            terms["auxiliary_reconstruction_loss"] = self._aux(centred, (target - reconstruction).detach(), dead, norm)
+            terms["auxiliary_reconstruction_loss"] = self._aux(
+                centred, (target - reconstruction).detach(), step.dead, norm
+            )
         active = (f.detach() > 0).to(torch.float32).flatten()
         fired = active.new_zeros(self.d_sae).index_add_(0, kept.indices.flatten(), active)
         return Pass(reconstruction, fired, terms, self._notes(kept))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saepipe.keys import key
-from saepipe.saes.base import SAEConfig
+from saepipe.saes.base import SAEConfig, Step
 from saepipe.saes.ranked import Kept, RankedConfig, RankedSAE
 
 
@@ -34,7 +34,7 @@ class TopKSAE(RankedSAE):
 
     config_class: ClassVar[type[SAEConfig]] = TopKConfig
 
-    def _keep(self, ranked: Tensor) -> Kept:
+    def _keep(self, ranked: Tensor, step: Step) -> Kept:
         return Kept(*ranked.topk(self.cfg.k, sorted=False))
 
     def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saepipe import saes
-from saepipe.saes.base import SAE
+from saepipe.saes.base import SAE, Step
 
 sae_lens = pytest.importorskip("sae_lens")
 
@@ -103,7 +103,7 @@ def test_terms_and_gradients(case: Case, apply_b_dec: bool) -> None:
 
     mine, x = _mine(case, apply_b_dec), _data()
     theirs = _theirs(case, apply_b_dec, dict(mine.named_parameters()))
-    losses = mine.loss(x, x, step=10**6, dead=case.dead)
+    losses = mine.loss(x, x, Step(10**6, case.dead))
     losses.total.backward()
     mask = torch.zeros(D_SAE, dtype=torch.bool).index_fill_(0, case.dead, True)
     done = theirs.training_forward_pass(
@@ -134,7 +134,7 @@ def test_thresholds_move_as_theirs(name: str) -> None:
     theirs = _theirs(case, True, dict(mine.named_parameters()))
     for step in range(5):
         x = _data() * (1 + step)
-        mine.after_step(mine.loss(x, x, step=step, dead=DEAD[:0]))
+        mine.after_step(mine.loss(x, x, Step(step)))
         theirs.training_forward_pass(
             TrainStepInput(sae_in=x, coefficients={}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False)
         )

@@ -3,6 +3,7 @@ import torch
 
 from saepipe import saes
 from saepipe.errors import UserError
+from saepipe.saes.base import Step
 from saepipe.saes.standard import StandardConfig, StandardSAE
 from saepipe.saes.topk import TopKConfig, TopKSAE
 
@@ -67,8 +68,8 @@ def test_losses_and_latents_are_those_of_scaled_activations() -> None:
         sae.initialise(torch.Generator().manual_seed(1), norm_scale=scale)
     assert torch.equal(scaled.encode(4 * x), plain.encode(x))
     assert torch.equal(scaled(4 * x), 4 * plain(x))
-    mine = scaled.loss(4 * x, 4 * x, step=0, dead=dead)
-    theirs = plain.loss(x, x, step=0, dead=dead)
+    mine = scaled.loss(4 * x, 4 * x, Step(dead=dead))
+    theirs = plain.loss(x, x, Step(dead=dead))
     assert torch.equal(mine.total, theirs.total)
 
 
@@ -77,5 +78,5 @@ def test_mean_reduction_divides_the_squared_error_by_the_width() -> None:
     for reduction in ("sum", "mean"):
         sae = StandardSAE(StandardConfig(d_sae=20, mse_reduction=reduction), 8)
         sae.initialise(torch.Generator().manual_seed(1))
-        errors.append(sae.loss(x, x, step=0, dead=dead).terms["mse_loss"])
+        errors.append(sae.loss(x, x, Step(dead=dead)).terms["mse_loss"])
     torch.testing.assert_close(errors[0], 8 * errors[1])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saepipe import export, saes
 from saepipe.errors import UserError
-from saepipe.saes.base import SAE
+from saepipe.saes.base import SAE, Step
 
 CONF = Path(__file__).parents[2] / "conf" / "sae"
 D_IN, D_SAE, TOKENS = 16, 48, 32
@@ -71,7 +71,7 @@ def test_initialise_is_a_function_of_the_generator(name: str) -> None:
 
 def test_loss_gives_finite_gradients_and_what_the_logs_need(name: str) -> None:
     sae, x = make(name), data()
-    losses = sae.loss(x, x, step=0, dead=DEAD)
+    losses = sae.loss(x, x, Step(dead=DEAD))
     losses.total.backward()
     for key, parameter in sae.named_parameters():
         assert parameter.grad is not None, key
@@ -96,7 +96,7 @@ def test_transcoder_has_widths_of_its_own(name: str) -> None:
         cls(cls.config_class(d_sae=D_SAE), D_IN, 10)
     sae = cls(cls.config_class(d_sae=D_SAE, apply_b_dec_to_input=False), D_IN, 10)
     sae.initialise(torch.Generator().manual_seed(0), mean=torch.ones(10))
-    losses = sae.loss(x, x[:, :10], step=0, dead=DEAD)
+    losses = sae.loss(x, x[:, :10], Step(dead=DEAD))
     losses.total.backward()
     assert losses.reconstruction.shape == sae(x).shape == (TOKENS, 10)
     assert all(p.grad is not None and p.grad.shape == p.shape and p.grad.any() for p in sae.parameters())
@@ -107,7 +107,7 @@ def test_training_lowers_the_loss(name: str) -> None:
     optimizer = torch.optim.Adam(sae.parameters(), lr=3e-3, fused=True)
     totals = []
     for step in range(30):
-        losses = sae.loss(x, x, step=step, dead=DEAD)
+        losses = sae.loss(x, x, Step(step, DEAD))
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
@@ -122,7 +122,7 @@ def test_fused_adam_steps_as_plain_adam_on_contiguous_weights(name: str) -> None
     reference = torch.optim.Adam([value.requires_grad_() for value in plain.values()], fused=False)
     for step in range(3):
         fused.zero_grad()
-        sae.loss(x, x, step=step, dead=DEAD).total.backward()
+        sae.loss(x, x, Step(step, DEAD)).total.backward()
         for key, value in sae.named_parameters():
             assert value.grad is not None
             plain[key].grad = value.grad.clone(memory_format=torch.contiguous_format)
@@ -134,9 +134,9 @@ def test_fused_adam_steps_as_plain_adam_on_contiguous_weights(name: str) -> None
 
 def test_bfloat16_autocast_trains_float32_weights(name: str) -> None:
     sae, x = make(name), data()
-    exact = sae.loss(x, x, step=0, dead=DEAD)
+    exact = sae.loss(x, x, Step(dead=DEAD))
     with torch.autocast("cpu", torch.bfloat16):
-        losses = sae.loss(x, x, step=0, dead=DEAD)
+        losses = sae.loss(x, x, Step(dead=DEAD))
         assert losses.total.dtype == torch.float32
         losses.total.backward()
     torch.testing.assert_close(losses.total, exact.total, rtol=0.02, atol=0)

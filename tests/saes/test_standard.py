@@ -3,6 +3,7 @@ import logging
 import pytest
 import torch
 
+from saepipe.saes.base import Step
 from saepipe.saes.standard import StandardConfig, StandardSAE
 
 X = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
@@ -21,7 +22,7 @@ def make(**values: float | str | bool) -> StandardSAE:
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
 def test_loss_is_written_out(apply_b_dec_to_input: bool) -> None:
     sae = make(l1_coefficient=3.0, apply_b_dec_to_input=apply_b_dec_to_input)
-    losses = sae.loss(X, X, step=0, dead=NONE_DEAD)
+    losses = sae.loss(X, X, Step())
     x = 1.5 * X
     f = torch.relu((x - sae.b_dec * apply_b_dec_to_input) @ sae.W_enc + sae.b_enc)
     reconstruction = f @ sae.W_dec + sae.b_dec
@@ -35,7 +36,7 @@ def test_loss_is_written_out(apply_b_dec_to_input: bool) -> None:
 
 def test_penalty_warms_up_linearly() -> None:
     sae = make(l1_warm_up_steps=4)
-    terms = [sae.loss(X, X, step=step, dead=NONE_DEAD).terms["l1_loss"].item() for step in range(6)]
+    terms = [sae.loss(X, X, Step(step)).terms["l1_loss"].item() for step in range(6)]
     assert [term / terms[-1] for term in terms] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
 
 

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from saepipe.errors import UserError
+from saepipe.saes.base import Step
 from saepipe.saes.topk import TopKConfig, TopKSAE
 
 D_IN, D_SAE, K, TOKENS = 12, 40, 5, 64
@@ -52,7 +53,7 @@ def test_sparse_step_equals_dense_autograd(
         aux_loss_coefficient=0.7,
     )
     dead = torch.arange(0, 2 * n_dead, 2)
-    losses = sae.loss(x, x, step=0, dead=dead)
+    losses = sae.loss(x, x, Step(dead=dead))
     mse, aux, f = dense_losses(sae, x, dead)
     torch.testing.assert_close(losses.terms["mse_loss"], mse, rtol=limit, atol=limit)
     torch.testing.assert_close(
@@ -67,18 +68,18 @@ def test_sparse_step_equals_dense_autograd(
 
 def test_dead_latents_learn_through_their_encoder() -> None:
     sae, x = make()
-    fired = sae.loss(x, x, step=0, dead=torch.zeros(0, dtype=torch.int64)).fired
+    fired = sae.loss(x, x, Step()).fired
     dead = torch.tensor([int(fired.argmin())])
     with torch.no_grad():
         sae.b_enc[dead] = -100  # never among the top k
-    losses = sae.loss(x, x, step=0, dead=dead)
+    losses = sae.loss(x, x, Step(dead=dead))
     assert losses.fired[dead] == 0
     losses.total.backward()
     assert sae.W_enc.grad is not None
     assert sae.W_enc.grad[:, dead].any()
     sae.zero_grad()
     sae.cfg.dead_method = "none"
-    losses = sae.loss(x, x, step=0, dead=dead)
+    losses = sae.loss(x, x, Step(dead=dead))
     losses.total.backward()
     assert set(losses.terms) == {"mse_loss"}
     assert not sae.W_enc.grad[:, dead].any()
@@ -88,9 +89,9 @@ def test_encode_keeps_at_most_k_and_agrees_with_the_training_step() -> None:
     sae, x = make()
     f = sae.encode(x)
     assert (f > 0).sum(1).max() == K
-    assert torch.equal((f > 0).sum(0).float(), sae.loss(x, x, step=0, dead=torch.tensor([0])).fired)
+    assert torch.equal((f > 0).sum(0).float(), sae.loss(x, x, Step(dead=torch.tensor([0]))).fired)
     torch.testing.assert_close(
-        sae.decode(f) * sae.norm_scale, sae.loss(x, x, step=0, dead=torch.tensor([0])).reconstruction
+        sae.decode(f) * sae.norm_scale, sae.loss(x, x, Step(dead=torch.tensor([0]))).reconstruction
     )
 
 
