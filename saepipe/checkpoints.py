@@ -7,17 +7,14 @@ over and the one before it is used.
 
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from saepipe import durable
 from saepipe.errors import UserError
-from saepipe.module import SAEModule
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +32,58 @@ def step_of(path: Path) -> int:
 
 def newest(folder: Path) -> Path | None:
     """Find the newest checkpoint whose record matches its bytes; None where there is none."""
-    for path in reversed(_all_in(folder)):
-        if _is_whole(path):
-            return path
-        log.warning("%s is damaged or incomplete; going back to the checkpoint before it", path)
+    step = newest_common([folder])
+    return None if step is None else _path(folder, step)
+
+
+def newest_common(folders: Sequence[Path]) -> int | None:
+    """Find the newest step of which every folder has a whole checkpoint; None where there is none."""
+    steps = [{step_of(path) for path in _all_in(folder)} for folder in folders]
+    for step in sorted(set.intersection(*steps), reverse=True):
+        damaged = [_path(folder, step) for folder in folders if not _is_whole(_path(folder, step))]
+        if not damaged:
+            return step
+        log.warning("%s is damaged or incomplete; going back to the checkpoint before it", damaged[0])
     return None
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:09d}.ckpt"
+
+
+def save(states: Mapping[Path, dict[str, Any]], step: int) -> None:
+    """Write a checkpoint into each of some folders, then delete what is older than the newest two.
+
+    A crash in between leaves every folder a checkpoint of one same step.
+
+    Args:
+        states: Folder -> what to keep: tensors and plain values.
+        step: Steps done.
+    """
+    for folder, state in states.items():
+        path = _path(folder, step)
+        try:
+            durable.write(path, lambda file, state=state: torch.save(state, file))  # type: ignore[misc]
+        except RuntimeError as error:
+            raise _disk_error(error) or error from None
+        durable.write_sealed(_record(path), {"bytes": path.stat().st_size, "xxh3": durable.xxh3(path)})
+    for folder in states:
+        for old in _all_in(folder)[:-KEPT]:
+            _record(old).unlink(missing_ok=True)  # first, so that no record is left without its file
+            old.unlink()
+
+
+def load(folder: Path, step: int) -> dict[str, Any]:
+    """Read a checkpoint; only tensors and plain values, no code.
+
+    Raises:
+        UserError: It is not there, as on a machine that does not see the disk of the others.
+    """
+    path = _path(folder, step)
+    if not path.exists():
+        raise UserError(f"{path} is not there, but for the first rank; put run.dir on a disk that all machines share")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def _record(path: Path) -> Path:
@@ -65,59 +109,3 @@ def _disk_error(error: BaseException) -> OSError | None:
 def _all_in(folder: Path) -> list[Path]:
     """List the checkpoints in a folder, oldest first."""
     return sorted((path for path in folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)), key=step_of)
-
-
-class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's way to the disk, made durable."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write the checkpoint, then the record that vouches for it."""
-        target = Path(path)
-        try:
-            durable.write(target, lambda file: torch.save(checkpoint, file))
-        except RuntimeError as error:
-            raise _disk_error(error) or error from None
-        durable.write_sealed(_record(target), {"bytes": target.stat().st_size, "xxh3": durable.xxh3(target)})
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read a checkpoint; only tensors and plain values, no code."""
-        return torch.load(Path(path), map_location=map_location or "cpu", weights_only=True)
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Delete a checkpoint, its record first, so that no record is left without its file."""
-        _record(Path(path)).unlink(missing_ok=True)
-        Path(path).unlink(missing_ok=True)
-
-
-class Checkpoints(pl.Callback):
-    """Saves every so many steps and at the end, counted by the module; keeps the newest two.
-
-    Args:
-        folder: Where they go.
-        every_steps: Steps between two.
-    """
-
-    def __init__(self, folder: Path, every_steps: int) -> None:
-        self._folder = folder
-        self._every_steps = every_steps
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Save where the step is due."""
-        assert isinstance(pl_module, SAEModule)
-        if pl_module.steps_done % self._every_steps and pl_module.steps_done != pl_module.total_steps:
-            return
-        self._save(trainer, pl_module)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save when a SIGTERM ends the run, which Lightning lets it do between two steps only."""
-        if isinstance(exception, SIGTERMException):
-            assert isinstance(pl_module, SAEModule)
-            self._save(trainer, pl_module)
-
-    def _save(self, trainer: pl.Trainer, pl_module: SAEModule) -> None:
-        pl_module.refuse_non_finite()
-        trainer.save_checkpoint(self._folder / f"step-{pl_module.steps_done:09d}.ckpt")
-        for old in _all_in(self._folder)[:-KEPT]:
-            trainer.strategy.remove_checkpoint(old)

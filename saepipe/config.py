@@ -10,13 +10,14 @@ from typing import Any
 from saepipe.errors import UserError, unknown
 from saepipe.keys import Group, key
 
-LR_SCHEDULERS = ("constant", "cosineannealing")
+LR_SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
 DTYPES = ("float32", "bfloat16", "float16")
 STORE_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 """Types on disk -> bytes of a number."""
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 DEVICE_MAPS = ("auto", "balanced", "sequential")
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed", "64-true")
+STRATEGIES = ("auto", "ddp")
 BENCH_PARTS = ("cache", "stream", "memory")
 
 
@@ -174,9 +175,11 @@ class OptimConfig(Group, group="optim"):
     lr: float = key(3e-4, above=0)
     """Peak learning rate."""
     lr_end: float | None = key(None, least=0)
-    """Learning rate at the end of cosineannealing; None is lr / 10."""
+    """Learning rate at the end of a cosine; None is lr / 10. A decay goes on from there."""
     lr_scheduler_name: str = key("constant", choices=LR_SCHEDULERS)
-    """Course of the rate between warm-up and decay: constant or cosineannealing."""
+    """Course of the rate between warm-up and decay: constant, cosineannealing or cosineannealingwarmrestarts."""
+    n_restart_cycles: int = key(1, least=1)
+    """How many times cosineannealingwarmrestarts falls to lr_end."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """Adam's two decay rates."""
     eps: float = key(1e-8, above=0)
@@ -207,6 +210,16 @@ class TrainConfig(Group, group="train"):
     """Steps between two rows of metrics."""
     checkpoint_every_steps: int = key(1000, least=1)
     """Steps between two checkpoints, from which the same command resumes."""
+    evaluate_every_steps: int | None = key(None, least=1)
+    """Steps between two measurements on the store's held-out rows; None measures never."""
+    n_checkpoints: int = key(0, least=0)
+    """Intermediate SAEs to export on the way, at even distances, to `sae_steps/` in the run's folder."""
+    init_from: str | None = key(None, filled="name the folder of an exported SAE, or leave it out")
+    """Folder of an exported SAE to start from, with a fresh optimizer; None starts anew."""
+    micro_batches: int = key(1, least=1)
+    """Parts that a rank takes its share of a batch in, one after the other: less memory, the same batch."""
+    compile: bool = False
+    """Compile the loss with torch.compile; its rounding is another, so a run keeps to what it began with."""
 
 
 @dataclass
@@ -215,8 +228,14 @@ class TrainerConfig(Group, group="trainer"):
 
     accelerator: str = key("auto", choices=ACCELERATORS)
     """cpu, cuda (or gpu), mps or auto."""
+    devices: int = key(1, least=1)
+    """Ranks on each machine: processes that share each batch, each on a GPU or on a part of the CPU's cores."""
+    num_nodes: int = key(1, least=1)
+    """Machines. With more than one, srun or torchrun starts the ranks."""
+    strategy: str = key("auto", choices=STRATEGIES)
+    """ddp, or auto, which is ddp where there are several ranks."""
     precision: str = key("32-true", choices=PRECISIONS)
-    """32-true, or bf16-mixed (master weights stay float32)."""
+    """32-true, bf16-mixed (master weights stay float32), or 64-true (to prove that something is exact)."""
 
 
 @dataclass
@@ -323,6 +342,8 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    """Key of the sae or optim group, or `hook` -> values: one SAE for each combination, all trained from one stream."""
     run: RunFolder = field(default_factory=RunFolder)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from saepipe import durable
+from saepipe import durable, grid
 from saepipe.config import RunConfig
 from saepipe.errors import UserError, unknown
 
@@ -163,6 +163,7 @@ def _typed(composed: DictConfig, overrides: Iterable[str], point: str | None) ->
     assert isinstance(config, RunConfig)
     config.overrides = list(overrides)
     config.sae = _architecture_config(config.sae)
+    grid.points(config)  # what does not fit is told now
     if point:
         config.run.dir = f"{config.run.dir}/{point}"
     return config
@@ -177,6 +178,8 @@ def _arguments(given: Sequence[str]) -> list[str]:
 def _quoted(override: str) -> str:
     """Quote a value that Hydra's grammar would trip over: the folder of a sweep's point, `run.dir=runs/x/sae.k=16`."""
     key, _, value = override.partition("=")
+    if key.startswith("grid."):  # its keys are open, which Hydra wants to be told
+        return f"++{override}"
     quoted = "=" in value and not value.startswith(("'", '"', "[", "{")) and "(" not in value
     return f"{key}='{value}'" if quoted else override
 
@@ -251,7 +254,7 @@ def _known_keys() -> list[str]:
 
 def _keys_of(composed: DictConfig) -> set[str]:
     """List the keys of a config in dotted form."""
-    groups = {str(group): composed[group] for group in composed}
+    groups = {str(group): composed[group] for group in composed if group != "grid"}  # checked by `saepipe.grid`
     nested = {f"{group}.{key!s}" for group, value in groups.items() if isinstance(value, DictConfig) for key in value}
     return nested | {group for group, value in groups.items() if not isinstance(value, DictConfig)}
 

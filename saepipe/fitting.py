@@ -1,97 +1,122 @@
-"""The run under Lightning: its trainer, its checkpoints, and how a signal ends it."""
+"""The run under Lightning: its trainer, what is due every so many steps, and how a signal ends it."""
 
 import logging
-import signal
-import threading
 import warnings
-from pathlib import Path
+from collections.abc import Sequence
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.strategies import DDPStrategy
 
 from saepipe import provenance
-from saepipe.checkpoints import AtomicCheckpointIO, Checkpoints, step_of
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
-from saepipe.loggers import close, open_loggers
+from saepipe.launched import Launch
 from saepipe.module import Batches, SAEModule
-from saepipe.runs import Run
+from saepipe.rank_processes import losing_ranks
 from saepipe.stream import Stream
 
 log = logging.getLogger(__name__)
 
 
-def fit(config: RunConfig, stream: Stream, module: SAEModule, run: Run, restored: Path | None) -> str:
+def fit(
+    config: RunConfig,
+    streams: Sequence[Stream],
+    module: SAEModule,
+    callbacks: Sequence[pl.Callback],
+    launch: Launch,
+) -> str:
     """Run Lightning's loop over the batches that are left.
 
     Args:
-        config: The run.
-        stream: Its batches.
+        config: The run; its trainer group is read.
+        streams: Where the batches come from.
         module: What is trained; ends in its final state.
-        run: Folder for checkpoints and metrics.
-        restored: Checkpoint to go on from; None begins anew.
+        callbacks: What is due every so many steps.
+        launch: Which rank this process is.
 
     Returns:
         Name of the device.
 
     Raises:
-        UserError: The accelerator is not there, or the loss is not finite.
-        SystemExit: SIGTERM or Ctrl-C came; a checkpoint was saved between two steps.
+        UserError: The accelerator is not there, a loss is not finite, or another rank died.
+        SystemExit: A signal came; a checkpoint was saved between two steps.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips and device table say nothing of this run
-    interrupted = _interrupt_between_steps()
-    opened = open_loggers(config, start_step=step_of(restored) if restored else 0)
-    failed = True
     try:
-        trainer = pl.Trainer(
-            accelerator=config.trainer.accelerator,
-            devices=1,
-            precision=config.trainer.precision,  # type: ignore[arg-type]  # TrainerConfig checks it
-            max_epochs=1,
-            logger=opened,
-            plugins=[AtomicCheckpointIO()],
-            callbacks=[Checkpoints(run.checkpoints, config.train.checkpoint_every_steps)],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        with warnings.catch_warnings():
+        trainer = _trainer(config, callbacks, launch)
+        # Lightning's own handlers would broadcast from inside of a handler, which hangs where ranks are elsewhere.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        with warnings.catch_warnings(), module.watch.listening(), losing_ranks(launch.ranks):
             warnings.filterwarnings(
                 "ignore", message=r".*isinstance\(treespec, LeafSpec\)"
             )  # lightning 2.6, torch 2.13
-            trainer.fit(module, Batches(stream, module, config.stream.batch_tokens), ckpt_path=restored)
-        failed = False
+            trainer.fit(module, Batches(streams, module, config.stream.batch_tokens))
     except MisconfigurationException as error:
         raise UserError(
-            f"trainer.accelerator={config.trainer.accelerator} cannot be had on this machine "
-            f"({str(error).splitlines()[0]}); try trainer.accelerator=auto"
+            f"trainer.accelerator={config.trainer.accelerator} with trainer.devices={config.trainer.devices} cannot be "
+            f"had on this machine ({str(error).splitlines()[0]}); try trainer.accelerator=auto"
         ) from error
-    except SIGTERMException:  # Lightning's own exit code would be 0, as if the run had finished
+    if module.stopped:
         log.info("stopped at step %s; the same command goes on", f"{module.steps_done:,}")
-        raise SystemExit(128 + (signal.SIGINT if interrupted else signal.SIGTERM)) from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        close(opened, failed=failed)
+        raise SystemExit(128 + module.stopped)
     return provenance.device_name(trainer.strategy.root_device)
 
 
-def _interrupt_between_steps() -> list[int]:
-    """Let the first Ctrl-C end the run as SIGTERM does: between two steps, with a checkpoint. A second one is Python's.
+def _trainer(config: RunConfig, callbacks: Sequence[pl.Callback], launch: Launch) -> pl.Trainer:
+    """Make a trainer that leaves logs, checkpoints and the batches' distribution to saepipe."""
+    environment = _Environment(launch)
+    alone = launch == Launch.alone()
+    return pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=launch.local_world_size,
+        num_nodes=launch.ranks.world_size // launch.local_world_size,
+        strategy="auto" if alone else _Joined(cluster_environment=environment),
+        plugins=[environment] if alone else None,
+        precision=config.trainer.precision,  # type: ignore[arg-type]  # TrainerConfig checks it
+        max_epochs=1,
+        logger=False,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
 
-    Returns:
-        A list that holds the signal once it came.
-    """
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        return came  # only the main thread may set a handler
 
-    def on_interrupt(number: int, _: object) -> None:
-        came.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.raise_signal(signal.SIGTERM)
+class _Joined(DDPStrategy):
+    """Lightning's DDP, but for the wrapping: each point has its own, since each has a backward pass of its own."""
 
-    signal.signal(signal.SIGINT, on_interrupt)
-    return came
+    def configure_ddp(self) -> None:
+        """Leave the module as it is."""
+
+    def setup_distributed(self) -> None:
+        """Keep the process group that there is (`Launch.join`)."""
+        self.set_world_ranks()
+
+
+class _Environment(LightningEnvironment):
+    """What Lightning asks of whoever started the ranks."""
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__()
+        self.launch = launch
+        self.set_global_rank(launch.ranks.rank)
+        self.set_world_size(launch.ranks.world_size)
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """So Lightning starts none."""
+        return True
+
+    def local_rank(self) -> int:
+        """Which device is this rank's."""
+        return self.launch.local_rank
+
+    def node_rank(self) -> int:
+        """Which machine this rank is on."""
+        return self.launch.ranks.rank // self.launch.local_world_size
+
+    def teardown(self) -> None:
+        """Leave the environment as it is: another point of a sweep may come."""

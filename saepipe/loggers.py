@@ -4,7 +4,8 @@ import csv
 import hashlib
 import io
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,19 @@ def open_loggers(config: RunConfig, start_step: int) -> list[Logger]:
     return opened
 
 
-def close(loggers: list[Logger], *, failed: bool) -> None:
-    """Finish the loggers, also after an error, so that no W&B run stays open or passes for a finished one."""
-    for logger in loggers:
-        logger.finalize("failed" if failed else "success")
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish(exit_code=int(failed))
+@contextmanager
+def opened(config: RunConfig, start_step: int) -> Iterator[list[Logger]]:
+    """Have the loggers of a run open while the block runs; an error in it leaves no W&B run that looks finished."""
+    loggers = open_loggers(config, start_step)
+    failed = True
+    try:
+        yield loggers
+        failed = False
+    finally:
+        for logger in loggers:
+            logger.finalize("failed" if failed else "success")
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish(exit_code=int(failed))
 
 
 def _wandb(config: RunConfig, folder: Path) -> Logger:

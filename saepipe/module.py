@@ -1,236 +1,187 @@
-"""The training step: `SAEModule` drives an SAE under Lightning from a stream of activations.
+"""The training loop's body: `SAEModule` drives points under Lightning, from streams of activations.
 
-The module's own count of optimizer steps, `steps_done`, is the position in the stream: it is checkpointed with the
+The module's own count of optimizer steps, `steps_done`, is the position in the streams: it is checkpointed with the
 weights, so a resumed run reads the batches that an uninterrupted one would have read.
 """
 
-import math
+import logging
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
 
 from saepipe import progress
-from saepipe.config import OptimConfig
 from saepipe.errors import UserError
-from saepipe.saes.base import SAE, Losses, Step
+from saepipe.point import Part, Point
+from saepipe.ranks import Ranks
 from saepipe.stream import Stream
+from saepipe.watch import News, Watch
 
-DENSITY_BATCHES = 1000
-"""Batches over which the firing density of a latent is averaged (exponentially, once that many were seen)."""
+log = logging.getLogger(__name__)
 
-
-def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
-    """Compute the learning rate of a step; a pure function, so that a resumed run needs no scheduler's state.
-
-    Warm-up rises linearly to `lr`, decay falls linearly to 0 over the last steps; between them the rate is constant or
-    falls along a half cosine to `lr_end`.
-
-    Args:
-        optim: Peak rate, end, course, lengths of warm-up and decay.
-        step: Optimizer step, from 0.
-        total_steps: Steps of the whole run.
-    """
-    course = max(1, total_steps - optim.lr_warm_up_steps - optim.lr_decay_steps)
-    rate = optim.lr
-    if optim.lr_scheduler_name == "cosineannealing":
-        end = optim.lr / 10 if optim.lr_end is None else optim.lr_end
-        done = min(1.0, max(0, step - optim.lr_warm_up_steps) / course)
-        rate = end + (optim.lr - end) * (1 + math.cos(math.pi * done)) / 2
-    if step < optim.lr_warm_up_steps:
-        rate *= (step + 1) / optim.lr_warm_up_steps
-    remaining = total_steps - step
-    if remaining <= optim.lr_decay_steps:
-        rate *= remaining / optim.lr_decay_steps
-    return rate
+_FEW = 3
+"""Points whose figures a progress bar has room for."""
 
 
 class Batches:
     """The batches that a run still needs, as the iterable that Lightning asks for, with a bar for whoever waits."""
 
-    def __init__(self, stream: Stream, module: "SAEModule", batch_tokens: int) -> None:
-        self._stream = stream
-        self._module = module
-        self._batch_tokens = batch_tokens
+    def __init__(self, streams: Sequence[Stream], module: "SAEModule", batch_tokens: int) -> None:
+        self._streams, self._module, self._batch_tokens = streams, module, batch_tokens
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Read on from the module's own step; by now a checkpoint has been restored."""
+    def __iter__(self) -> Iterator[list[Part]]:
+        """Read on from the module's own step; yields this rank's share of the batch of each stream."""
         module, tokens = self._module, self._batch_tokens
-        batches = self._stream.iterate(start=module.steps_done)
+        streams = [stream.iterate(start=module.steps_done) for stream in self._streams]
         with progress.bar("train", module.total_steps * tokens, module.steps_done * tokens) as bar:
             for _ in range(module.steps_done, module.total_steps):
-                batch = next(batches)
-                assert isinstance(batch, Tensor)  # no pairs: `train` refuses stream.target_hook
-                yield batch
+                rows = [next(batches) for batches in streams]
+                yield [batch if isinstance(batch, tuple) else (batch, batch) for batch in rows]
                 bar.update(tokens)
                 bar.set_postfix(module.bar_values(), refresh=False)
 
 
 class SAEModule(pl.LightningModule):
-    """Trains one SAE; counts steps, dead latents and densities itself, so that all of it is in the checkpoint.
+    """Trains one SAE, or several from the same batches; counts steps itself, so that all of it is in the checkpoint.
 
     Args:
-        sae: The SAE, initialised.
-        optim: Adam's settings and the course of the learning rate.
+        points: What is trained.
+        streams: Number of the stream that each point's batches come from.
+        ranks: The processes that share each batch.
         total_steps: Steps of the whole run.
+        steps_done: Steps done before.
         log_every_steps: Steps between two rows of metrics.
-        store_identity: Identity of the store that the batches come from; a checkpoint of another one is refused.
     """
 
-    tokens_since_fired: Tensor
-    density: Tensor
-
     def __init__(
-        self, sae: SAE, optim: OptimConfig, *, total_steps: int, log_every_steps: int, store_identity: str
+        self,
+        points: Sequence[Point],
+        streams: Sequence[int],
+        ranks: Ranks,
+        *,
+        total_steps: int,
+        steps_done: int,
+        log_every_steps: int,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False  # steps are counted, and the rate is set, by this module alone
-        self.sae = sae
-        self.optim = optim
-        self.total_steps = total_steps
-        self.log_every_steps = log_every_steps
-        self.steps_done = 0
-        self.last_metrics: dict[str, float] = {}
-        self.register_buffer("tokens_since_fired", torch.zeros(sae.d_sae, dtype=torch.int64))
-        self.register_buffer("density", torch.zeros(sae.d_sae))
-        self.store_identity = store_identity
-        self._last_loss = torch.zeros(())
+        self.automatic_optimization = False  # steps are counted, and the rate is set, by this module and its points
+        self.points = nn.ModuleList(points)
+        self.watch = Watch(ranks)
+        self.total_steps, self.steps_done, self.log_every_steps = total_steps, steps_done, log_every_steps
+        self.point_loggers: list[list[Logger]] = [[] for _ in points]
+        """Where each point's metrics go; on other ranks than 0, nowhere."""
+        self.last_metrics: list[dict[str, float]] = [{} for _ in points]
+        self.failures: dict[int, str] = {}
+        """Numbers of the points that are frozen, since something was not finite -> what, and the cure."""
+        self.stopped: int | None = None
+        """The signal that ended the run before its last step."""
+        self._ranks, self._streams = ranks, streams
         self._last_log: tuple[float, int] | None = None
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Build fused Adam over the SAE's parameters."""
-        return torch.optim.Adam(
-            self.sae.parameters(),
-            lr=self.optim.lr,
-            betas=(self.optim.betas[0], self.optim.betas[1]),
-            eps=self.optim.eps,
-            fused=True,
-        )
-
     @property
-    def dead(self) -> Tensor:
-        """Latents that did not fire in the last `sae.dead_after_tokens` tokens."""
-        return self.tokens_since_fired >= self.sae.cfg.dead_after_tokens
+    def trained(self) -> list[Point]:
+        """The points."""
+        return [point for point in self.points if isinstance(point, Point)]
 
-    def _to_revive(self) -> Int[Tensor, " dead"]:
-        """Indices of the dead latents where the SAE revives them; counting them waits for the device."""
-        if not self.sae.revives:
-            return torch.zeros(0, dtype=torch.int64, device=self.density.device)
-        return self.dead.nonzero().squeeze(1)
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Build a fused Adam for each point."""
+        return [point.make_optimizer() for point in self.trained]
 
-    @property
-    def _logs_now(self) -> bool:
-        """Whether the step under way ends with a row of metrics."""
-        done = self.steps_done + 1
-        return done % self.log_every_steps == 0 or done == self.total_steps
+    def on_train_start(self) -> None:
+        """Join the other ranks, now that everything is on its device."""
+        for point in self.trained:
+            point.join(self._ranks)
 
-    def training_step(self, batch: Float[Tensor, "token d_in"], batch_idx: int) -> None:
-        """Take one optimizer step on one global batch."""
-        x = batch.float()
-        losses = self.sae.loss(x, x, Step(self.steps_done, self._to_revive()))
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
-        optimizer.zero_grad()
-        total = losses.total
-        self.manual_backward(total)
-        self._last_loss = total.detach()
-        grad_norm = self._clip()
-        rate = learning_rate(self.optim, self.steps_done, self.total_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        self.sae.after_step(losses)
-        self._count(losses, tokens=len(x))
-        logs = self._logs_now
+    def training_step(self, batch: list[Part], batch_idx: int) -> None:
+        """Take one optimizer step of each point on one global batch."""
+        logs = (self.steps_done + 1) % self.log_every_steps == 0 or self.steps_done + 1 == self.total_steps
+        terms: dict[tuple[int, str], Tensor] = {}
+        for at, point in enumerate(self.trained):
+            x, y = (rows.to(point.sae.W_enc.dtype) for rows in batch[self._streams[at]])
+            done, norm = point.take_step(x, y, self.steps_done, measure=logs)
+            terms |= {(at, name): term for name, term in done.terms.items()}
+            if logs and at not in self.failures:
+                self._log(at, point.metrics(done, norm, self.steps_done), done.tokens)
+        news = self.watch.tell(self.steps_done, terms)
         self.steps_done += 1
         if logs:
-            self._log(losses, len(x), rate, grad_norm)
+            self._last_log = (time.perf_counter(), self.steps_done)
+        self._heed(news)
+        if self.steps_done == self.total_steps:
+            self.settle()
 
-    def _clip(self) -> Tensor:
-        """Clip the gradient in place where asked, and return its norm before that."""
-        limit = math.inf if self.optim.grad_clip is None else self.optim.grad_clip
-        parameters = list(self.sae.parameters())
-        if self.optim.grad_clip is None and not self._logs_now:
-            return torch.zeros((), device=self.density.device)  # nobody reads the norm of this step
-        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+    def settle(self) -> None:
+        """Wait for the news of the last step, for whoever is about to save its outcome."""
+        self._heed(self.watch.read())
 
-    @torch.no_grad()
-    def _count(self, losses: Losses, tokens: int) -> None:
-        """Update what is known of each latent's firing."""
-        fired = losses.fired
-        self.tokens_since_fired += tokens
-        self.tokens_since_fired.masked_fill_(fired > 0, 0)
-        weight = max(1 / (self.steps_done + 1), 1 / DENSITY_BATCHES)
-        self.density.lerp_(fired / tokens, weight)
-
-    def _log(self, losses: Losses, tokens: int, rate: float, grad_norm: Tensor) -> None:
-        """Send one row of metrics to every logger, under SAELens's names; waits for the device once."""
-        with torch.no_grad():
-            spread = (losses.target - losses.target.mean(0)).square().sum()
-            values = {
-                **{f"losses/{name}": term for name, term in losses.terms.items()},
-                "losses/overall_loss": losses.total,
-                "metrics/l0": losses.l0,
-                "metrics/explained_variance": 1 - (losses.target - losses.reconstruction).square().sum() / spread,
-                "sparsity/dead_features": self.dead.sum(),
-                **{f"metrics/{name}": note for name, note in losses.notes.items()},
-                "details/grad_norm": grad_norm,
-            }
-            numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
-        metrics = dict(zip(values, numbers, strict=True))
-        for name, value in metrics.items():
-            # An explained variance is infinite where all rows of the batch are equal: that is no divergence.
-            if not math.isfinite(value) and name != "metrics/explained_variance":
-                raise self._diverged(f"{name} is {value}")
-        now = time.perf_counter()
-        if self._last_log:
-            then, step = self._last_log
-            metrics["details/tokens_per_s"] = (self.steps_done - step) * tokens / (now - then)
-        self._last_log = (now, self.steps_done)
-        metrics["details/current_learning_rate"] = rate
-        metrics["details/n_training_samples"] = float(self.steps_done * tokens)
-        self.last_metrics = metrics
-        for logger in self.loggers:
-            logger.log_metrics(metrics, step=self.steps_done)
+    def unbroken(self) -> list[tuple[int, Point]]:
+        """The points that go on, with their numbers."""
+        return [(at, point) for at, point in enumerate(self.trained) if at not in self.failures]
 
     def refuse_non_finite(self) -> None:
-        """Refuse to save a state that is not finite, which would make every resume fail as well.
+        """Freeze the points whose weights are not finite, which would make every resume fail as well.
 
         Raises:
-            UserError: The last loss or a weight is not finite; the message names it and the step.
+            UserError: No point is left.
         """
-        for name, value in [("losses/overall_loss", self._last_loss), *self.sae.named_parameters()]:
-            if not torch.isfinite(value).all():
-                raise self._diverged(f"{name} is not finite")
+        for at, point in self.unbroken():
+            if (name := point.not_finite()) is not None:
+                self._fail(at, f"{name} is not finite after step {self.steps_done}")
 
-    def _diverged(self, what: str) -> UserError:
-        return UserError(
-            f"{what} at step {self.steps_done}; the last checkpoint is good: lower optim.lr (now {self.optim.lr}) or "
-            "set optim.grad_clip=1, and start a new run.dir"
-        )
+    def _heed(self, news: News | None) -> None:
+        """Freeze the points whose loss was not finite, and stop where a signal asked for it.
+
+        Raises:
+            UserError: No point is left; the message names step, term and batch.
+        """
+        if news is None:
+            return
+        for at, name in news.broken:
+            if at not in self.failures:
+                self._fail(
+                    at, f"losses/{name} was not finite at step {news.step + 1} (batch {news.step} of the stream)"
+                )
+        if news.signal and not self.stopped:
+            self.stopped = news.signal
+            self.trainer.should_stop = True
+
+    def _fail(self, at: int, what: str) -> None:
+        point = self.trained[at]
+        point.broken.fill_(1.0)
+        self.failures[at] = f"{what}; {point.cure()}"
+        if len(self.failures) == len(self.trained):
+            raise UserError(self.failures[at])
+        log.warning("point %s of %s is frozen, the others go on: %s", at + 1, len(self.trained), what)
+
+    def _log(self, at: int, metrics: dict[str, float], tokens: int) -> None:
+        """Log a step's figures, with the pace."""
+        if self._last_log:
+            then, step = self._last_log
+            rate = (self.steps_done + 1 - step) * tokens / (time.perf_counter() - then)
+            metrics["details/tokens_per_s"] = rate
+            metrics["details/seconds_left"] = (self.total_steps - self.steps_done - 1) * tokens / rate
+        self.log_row(at, metrics, step=self.steps_done + 1)
+
+    def log_row(self, at: int, metrics: dict[str, float], *, step: int) -> None:
+        """Send figures to the loggers of a point, and keep them for its summary.
+
+        Args:
+            at: Number of the point.
+            metrics: Figures by name.
+            step: Steps done.
+        """
+        self.last_metrics[at] = {**self.last_metrics[at], **metrics}
+        for logger in self.point_loggers[at]:
+            logger.log_metrics(metrics, step=step)
 
     def bar_values(self) -> dict[str, str]:
         """The last logged figures that a progress bar has room for."""
         names = {"loss": "losses/overall_loss", "L0": "metrics/l0", "EV": "metrics/explained_variance"}
-        return {short: f"{self.last_metrics[name]:.4g}" for short, name in names.items() if name in self.last_metrics}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the run's position beside the weights."""
-        checkpoint["saepipe"] = {
-            "steps_done": self.steps_done,
-            "last_metrics": self.last_metrics,
-            "store_identity": self.store_identity,
+        return {
+            short: "/".join(f"{metrics[name]:.4g}" for metrics in self.last_metrics[:_FEW])
+            for short, name in names.items()
+            if all(name in metrics for metrics in self.last_metrics[:_FEW])
         }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the position that the weights belong to."""
-        if checkpoint["saepipe"]["store_identity"] != self.store_identity:
-            raise UserError(
-                "store.dir holds another store than the one that this run began on; give that one, or another run.dir"
-            )
-        self.steps_done = checkpoint["saepipe"]["steps_done"]
-        self.last_metrics = checkpoint["saepipe"]["last_metrics"]

@@ -52,6 +52,7 @@ class Run:
         self.summary_file = self.folder / "summary.json"
         self.checkpoints = self.folder / "checkpoints"
         self.sae_folder = self.folder / "sae"
+        self._failure_file = self.folder / "failure.txt"
 
     def summary(self) -> dict[str, Any] | None:
         """Read what training left as its last act; None while the run is not finished.
@@ -69,6 +70,18 @@ class Run:
                 f"run.dir={self.folder}: summary.json is damaged; delete it and run the same train command again: it "
                 "goes on from the last checkpoint"
             ) from None
+
+    def step_folder(self, steps_done: int) -> Path:
+        """Folder of the SAE as it was after some of the steps (`train.n_checkpoints`)."""
+        return self.folder / "sae_steps" / f"{steps_done:09d}"
+
+    def failure(self) -> str | None:
+        """Read why this point of a grid was frozen; None where it was not."""
+        return self._failure_file.read_text() if self._failure_file.exists() else None
+
+    def fail(self, why: str) -> None:
+        """Mark a point of a grid as frozen, so that the others go on without it when the grid is resumed."""
+        durable.write_text(self._failure_file, why)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the run as finished."""

@@ -7,56 +7,118 @@ and a mistyped key answer at once.
 
 import logging
 import shlex
-import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saepipe import durable, entry, provenance
+from saepipe import durable, entry, grid
 from saepipe.config import RunConfig, StreamConfig
 from saepipe.errors import UserError, explained_memory
 from saepipe.lock import hold
 from saepipe.runs import Run
 
 if TYPE_CHECKING:
-    from saepipe.module import SAEModule
+    from saepipe.launched import Launch
     from saepipe.store import Store
-    from saepipe.stream import Stream
 
 log = logging.getLogger(__name__)
 
 
 def train(config: RunConfig) -> dict[str, Any]:
-    """Train one SAE and leave a finished run folder: config, metrics, checkpoints, `sae/` and `summary.json`.
+    """Train one SAE, or a grid of them, and leave finished run folders.
+
+    Each holds config.yaml, metrics.csv, checkpoints, `sae/` and `summary.json`.
 
     Args:
         config: The run; `saepipe.entry.load_config("train", [...])` makes one.
 
     Returns:
-        What `summary.json` holds: final metrics, tokens per second, versions, the store's identity, paths.
+        What `summary.json` holds: final metrics, tokens per second, versions, the store's identity, paths. Of a grid,
+        `points`: that of each folder.
 
     Raises:
-        UserError: No store, another plan, a folder of another run, a value out of range, out of memory.
+        UserError: No store, another plan, a folder of another run, a value out of range, out of memory; or a point of
+            the grid was not finite, which is told when the others are done.
+        SystemExit: A signal came; a checkpoint was saved between two steps.
     """
+    from saepipe.launched import Launch
+
     store = open_store(config)
     adopt_plan(config, store)
-    config.stream = resolved(config.stream, store)
+    points = grid.points(config)
+    for point in points:
+        point.stream = resolved(point.stream, store)
+    launch = Launch.here()
+    if launch:
+        launch.check(config.trainer, typed=config.typed("trainer.devices") or config.typed("trainer.num_nodes"))
+        launch.quieten()
+    with ExitStack() as stack:
+        for point in points if launch is None or launch.ranks.rank == 0 else ():
+            stack.enter_context(hold(point.run.dir, key="run.dir"))
+        left = [point for point in points if not _done(point, store)]
+        if left:
+            _train(left, store, launch)
+    summaries = {point.run.dir: Run(point.run.dir).summary() for point in points}
+    if failures := [f"{point.run.dir}: {why}" for point in points if (why := Run(point.run.dir).failure())]:
+        raise UserError(
+            f"{len(failures)} of {len(points)} points were frozen, the others are done: {'; '.join(failures)}"
+        )
+    if not config.grid:
+        return summaries[config.run.dir] or {}
+    return {"run_dir": config.run.dir, "points": summaries}
+
+
+def _done(config: RunConfig, store: "Store") -> bool:
+    """Tell whether nothing is left to do for a run; refuse a folder that holds another."""
     run = Run(config.run.dir)
-    with hold(run.folder, key="run.dir"):
-        run.refuse_another(config)
-        if finished := run.summary():
-            if finished["store"]["identity"] != store.plan.identity:
-                raise UserError(
-                    f"run.dir={run.folder} was trained on another store than store.dir={store.folder} is now; "
-                    "choose another run.dir"
-                )
-            run.load_sae()  # a finished run whose export is damaged says so here, with the cure
-            log.info("%s is already trained (%s steps); nothing to do", run.folder, f"{finished['steps']:,}")
-            return finished
-        durable.remove_stale(run.folder)
-        sizes = {f"stream__{key}": getattr(config.stream, key) for key in ("batch_tokens", "window_tokens")}
-        with durable.disk_errors("run.dir", run.folder), explained_memory("training", **sizes):
-            return _train(config, store, run)
+    run.refuse_another(config)
+    finished = run.summary()
+    if finished is None:
+        return run.failure() is not None
+    if finished["store"]["identity"] != store.plan.identity:
+        raise UserError(
+            f"run.dir={run.folder} was trained on another store than store.dir={store.folder} is now; choose another "
+            "run.dir"
+        )
+    run.load_sae()  # a finished run whose export is damaged says so here, with the cure
+    log.info("%s is already trained (%s steps); nothing to do", run.folder, f"{finished['steps']:,}")
+    return True
+
+
+def _train(points: list[RunConfig], store: "Store", launch: "Launch | None") -> None:
+    """Train points in this process, or in ranks that it starts and waits for."""
+    from saepipe import rank_processes
+    from saepipe.launched import Launch
+
+    trainer = points[0].trainer
+    if launch is None and (trainer.devices * trainer.num_nodes > 1 or trainer.strategy == "ddp"):
+        if trainer.num_nodes > 1:
+            raise UserError(
+                f"trainer.num_nodes={trainer.num_nodes} needs ranks on as many machines, which srun or torchrun "
+                "starts; run this command under one of them"
+            )
+        rank_processes.run(train_rank, points, trainer.devices)
+        return
+    run_job(points, store, launch or Launch.alone())
+
+
+def train_rank(points: list[RunConfig], launch: "Launch") -> None:
+    """Be one of the ranks that train points together."""
+    run_job(points, open_store(points[0]), launch)
+
+
+def run_job(points: list[RunConfig], store: "Store", launch: "Launch") -> None:
+    """Train points, and word what a full disk or memory says."""
+    from saepipe.job import Job
+
+    folder, stream = Path(points[0].run.dir), points[0].stream
+    sizes = {f"stream__{key}": getattr(stream, key) for key in ("batch_tokens", "window_tokens")}
+    with durable.disk_errors("run.dir", folder), explained_memory("training", **sizes):
+        if launch.ranks.rank == 0:
+            for point in points:
+                durable.remove_stale(Path(point.run.dir))
+        Job(points, store, launch).run()
 
 
 def open_store(config: RunConfig) -> "Store":
@@ -118,122 +180,6 @@ def resolved(stream: StreamConfig, store: "Store") -> StreamConfig:
             "leave it null"
         )
     return replace(stream, hook=choose_hook(store, stream), lanes=choose_lanes(stream))
-
-
-def build(config: RunConfig, store: "Store", stream: "Stream") -> "SAEModule":
-    """Make the SAE with its first weights, and the module that trains it."""
-    import torch
-
-    from saepipe import saes
-    from saepipe.module import SAEModule
-
-    total_steps = config.train.tokens // config.stream.batch_tokens
-    if not total_steps:
-        raise UserError(
-            f"train.tokens={config.train.tokens} is less than one batch; give at least "
-            f"stream.batch_tokens={config.stream.batch_tokens}"
-        )
-    _warn_of_schedule(config, total_steps)
-    sae = saes.architecture(config.sae.architecture)(config.sae, stream.d_in)
-    statistics = store.statistics(stream.hook)
-    generator = torch.Generator().manual_seed(config.train.seed)
-    sae.initialise(generator, mean=statistics.mean, norm_scale=statistics.norm_scale)
-    return SAEModule(
-        sae,
-        config.optim,
-        total_steps=total_steps,
-        log_every_steps=config.train.log_every_steps,
-        store_identity=store.plan.identity,
-    )
-
-
-def _warn_of_schedule(config: RunConfig, total_steps: int) -> None:
-    """Warn where a run is shorter than its warm-ups and decay, as one is after train.tokens alone was lowered."""
-    warm_up, decay = config.optim.lr_warm_up_steps, config.optim.lr_decay_steps
-    if warm_up + decay > total_steps:
-        log.warning(
-            "optim.lr_warm_up_steps=%s and optim.lr_decay_steps=%s are longer than the run's %s steps: the rate never "
-            "reaches optim.lr; try optim.lr_warm_up_steps=%s optim.lr_decay_steps=%s",
-            *(warm_up, decay, total_steps, total_steps // 20, total_steps // 5),
-        )
-    l1_warm_up = getattr(config.sae, "l1_warm_up_steps", 0)
-    if l1_warm_up > total_steps:
-        log.warning(
-            "sae.l1_warm_up_steps=%s is longer than the run's %s steps: the penalty never reaches sae.l1_coefficient; "
-            "try sae.l1_warm_up_steps=%s",
-            *(l1_warm_up, total_steps, total_steps // 20),
-        )
-
-
-def _train(config: RunConfig, store: "Store", run: Run) -> dict[str, Any]:
-    """Fit from the newest checkpoint, export, and say what came out."""
-    from saepipe import checkpoints
-    from saepipe.fitting import fit
-    from saepipe.stream import Stream
-
-    stream = Stream(store, config.stream, exclude_special_tokens=config.data.exclude_special_tokens)
-    module = build(config, store, stream)
-    restored = checkpoints.newest(run.checkpoints)
-    start_step = checkpoints.step_of(restored) if restored else 0
-    if not restored:
-        entry.save_config(config, run.config_file)
-    log.info(
-        "training %s, %s latents, on %s of %s: %s steps of %s tokens%s",
-        config.sae.architecture,
-        f"{module.sae.d_sae:,}",
-        stream.hook,
-        store.folder,
-        f"{module.total_steps:,}",
-        f"{config.stream.batch_tokens:,}",
-        f", going on from step {start_step:,}" if restored else "",
-    )
-    began = time.perf_counter()
-    device = fit(config, stream, module, run, restored)
-    seconds = time.perf_counter() - began
-    tokens = (module.steps_done - start_step) * config.stream.batch_tokens
-    _export(config, module, stream.hook, run.sae_folder)
-    summary = {
-        **_summary(config, store, module, run),
-        "device": device,
-        "resumed_from_step": start_step,
-        "seconds": round(seconds, 2),
-        "tokens_per_s": round(tokens / seconds) if tokens else None,
-    }
-    run.finish(summary)
-    log.info("trained at %s tokens/s; the SAE is in %s", f"{tokens / seconds:,.0f}", run.sae_folder)
-    return summary
-
-
-def _export(config: RunConfig, module: "SAEModule", hook: str, folder: Path) -> None:
-    """Write the SAE where every tool of the field finds it."""
-    from saepipe import export
-
-    metadata = {
-        "model_name": config.model.name,
-        "model_class_name": "HookedTransformer" if config.model.compatibility_mode else "AutoModelForCausalLM",
-        "hook_name": hook,
-        "hook_head_index": None,
-        "context_size": config.data.context_size,
-        "prepend_bos": config.data.prepend_bos,
-        "dataset_path": config.data.path,
-        "exclude_special_tokens": config.data.exclude_special_tokens,
-    }
-    export.save(module.sae, folder, metadata=metadata, sparsity=module.density)
-
-
-def _summary(config: RunConfig, store: "Store", module: "SAEModule", run: Run) -> dict[str, Any]:
-    """Say what was trained, on what, by what, and how it went."""
-    return {
-        "run_dir": str(run.folder),
-        "sae": str(run.sae_folder),
-        "command": shlex.join(["python", "-m", "saepipe.train", *config.overrides]),
-        "git_commit": provenance.git_commit(),
-        "versions": provenance.versions("torch", "lightning"),
-        "store": {"dir": config.store.dir, "identity": store.plan.identity},
-        "steps": module.steps_done,
-        "tokens": module.steps_done * config.stream.batch_tokens,
-        "metrics": module.last_metrics,
-    }
 
 
 def main() -> None:

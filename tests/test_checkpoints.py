@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from saepipe.checkpoints import AtomicCheckpointIO, newest, step_of
+from saepipe import checkpoints
+from saepipe.checkpoints import load, newest, newest_common, step_of
+from saepipe.errors import UserError
 
 
 def save(folder: Path, step: int) -> Path:
     path = folder / f"step-{step:09d}.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"step": step, "weights": torch.full((64,), float(step))}, path)
+    checkpoints.save({folder: {"step": step, "weights": torch.full((64,), float(step))}}, step)
     return path
 
 
@@ -20,7 +22,7 @@ def test_the_newest_is_found_and_read_back(tmp_path: Path) -> None:
     path = newest(tmp_path)
     assert path is not None
     assert step_of(path) == 100
-    assert AtomicCheckpointIO().load_checkpoint(path)["weights"].tolist() == [100.0] * 64
+    assert load(tmp_path, 100)["weights"].tolist() == [100.0] * 64
 
 
 def test_other_files_in_the_folder_are_let_alone(tmp_path: Path) -> None:
@@ -38,9 +40,8 @@ def test_a_full_disk_is_an_error_of_the_disk(tmp_path: Path) -> None:
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
     try:
-        path = disk / "step-000000001.ckpt"
         with pytest.raises(OSError, match="No space left"):
-            AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(100_000)}, path)
+            checkpoints.save({disk: {"weights": torch.zeros(100_000)}}, 1)
         assert not list(disk.iterdir())
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -80,9 +81,32 @@ def test_a_checkpoint_holds_no_code(tmp_path: Path) -> None:
     path = tmp_path / "step-000000001.ckpt"
     torch.save({"payload": Path}, path)
     with pytest.raises(Exception, match=r"[Ww]eights"):
-        AtomicCheckpointIO().load_checkpoint(path)
+        load(tmp_path, 1)
 
 
-def test_removing_takes_the_record_too(tmp_path: Path) -> None:
-    AtomicCheckpointIO().remove_checkpoint(save(tmp_path, 1))
-    assert not list(tmp_path.iterdir())
+def test_the_newest_two_are_kept_with_their_records(tmp_path: Path) -> None:
+    for step in range(1, 5):
+        save(tmp_path, step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-000000003.ckpt",
+        "step-000000003.json",
+        "step-000000004.ckpt",
+        "step-000000004.json",
+    ]
+
+
+def test_several_folders_go_back_to_what_all_have(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    assert newest_common(folders) is None
+    for step in (1, 2):
+        checkpoints.save({folder: {"step": step} for folder in folders}, step)
+    assert newest_common(folders) == 2
+    checkpoints.save({folders[0]: {"step": 3}}, 3)  # killed between the two
+    assert newest_common(folders) == 2
+    (folders[1] / "step-000000002.ckpt").write_bytes(b"torn")
+    assert newest_common(folders) is None  # the first has lost its step 1
+
+
+def test_a_checkpoint_that_another_machine_does_not_see_is_told_of(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run\.dir on a disk that all machines share"):
+        load(tmp_path, 3)

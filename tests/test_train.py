@@ -238,7 +238,7 @@ def test_the_last_row_has_the_gradients_norm(store: Path, tmp_path: Path) -> Non
 def test_an_accelerator_that_is_not_there_is_refused(store: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    with pytest.raises(UserError, match=r"trainer\.accelerator=cuda cannot be had"):
+    with pytest.raises(UserError, match=r"trainer\.accelerator=cuda .*cannot be had"):
         train(configured(store, tmp_path / "x", "trainer.accelerator=cuda"))
 
 
@@ -252,14 +252,14 @@ def test_a_store_that_is_missing_or_incomplete_names_the_cache_command(tmp_path:
 
 
 def test_a_run_that_diverges_stops_with_the_step_and_keeps_the_last_checkpoint(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is (nan|inf) at step 10; .*optim\.lr"):
+    with pytest.raises(UserError, match=r"losses/mse_loss was not finite at step 2 \(batch 1 of .*optim\.lr"):
         train(configured(store, tmp_path / "x", "optim.lr=1e18"))
     assert not (tmp_path / "x" / "sae").exists()
 
 
 def test_weights_that_are_not_finite_are_never_saved(store: Path, tmp_path: Path) -> None:
     keys = ["optim.lr=1e18", "train.log_every_steps=30", "train.checkpoint_every_steps=1"]
-    with pytest.raises(UserError, match=r"at step \d+; .*optim\.lr"):
+    with pytest.raises(UserError, match=r"at step \d+ .*optim\.lr"):
         train(configured(store, tmp_path / "x", *keys))
     checkpoints = list((tmp_path / "x" / "checkpoints").glob("*.ckpt"))
     assert checkpoints  # the first step is still finite

@@ -1,7 +1,7 @@
 import pytest
 
 from saepipe.config import OptimConfig
-from saepipe.module import learning_rate
+from saepipe.schedule import learning_rate
 
 
 def rates(total: int, **keys: object) -> list[float]:

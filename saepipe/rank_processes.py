@@ -1,0 +1,193 @@
+"""The ranks of a run on one machine: saepipe's own parent process, which starts them and waits.
+
+The parent is no rank itself: it passes signals on, and when one rank dies it sees that the others end, so that nothing
+waits for ever. `srun` and `torchrun` do the same on a cluster.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from saepipe import entry
+from saepipe.errors import UserError
+from saepipe.launched import Launch
+from saepipe.ranks import Ranks
+
+PASSED_ON = ("SIGTERM", "SIGUSR1", "SIGUSR2")
+"""Signals that the ranks get from the parent as they came."""
+_GRACE_S = 20.0
+"""How long the other ranks may take to notice that one of them died; gloo does at once, nccl not always."""
+
+
+def run(work: Callable[[Any, Launch], object], config: object, world_size: int) -> None:
+    """Have ranks do some work together, and wait for them.
+
+    Args:
+        work: What each does: an importable function of the configuration and its `Launch`.
+        config: The configuration.
+        world_size: How many ranks.
+
+    Raises:
+        UserError: A rank raised one, or died.
+        SystemExit: The ranks stopped at a signal, with that code.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    # The store's server is here, and not in rank 0, so that its port is taken before anybody is told of it.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    running: list[SpawnProcess] = []
+    pipes: list[Connection] = []
+    try:
+        with _passing_on(running) as interrupts:
+            for rank in range(world_size):
+                launch = Launch(Ranks(rank, world_size), rank, world_size, "127.0.0.1", store.port)
+                mine, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_run, args=(work, config, launch, theirs), daemon=True)
+                process.start()
+                theirs.close()
+                running.append(process)
+                pipes.append(mine)
+            _wait(running)
+    finally:
+        for process in running:
+            process.kill()
+            process.join()
+    _judge(running, pipes, interrupted=bool(interrupts))
+
+
+def _wait(running: list[SpawnProcess]) -> None:
+    """Wait for all to end, and when one fails, for a while only."""
+    deadline: float | None = None
+    while waiting := [process for process in running if process.exitcode is None]:
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            return
+        connection.wait([process.sentinel for process in waiting], left)
+        if deadline is None and any(process.exitcode for process in running):
+            deadline = time.monotonic() + _GRACE_S
+
+
+def _judge(ended: list[SpawnProcess], pipes: list[Connection], *, interrupted: bool) -> None:
+    """Raise what the ranks' ends amount to: the first cause before its consequences."""
+    errors: list[str] = []
+    for pipe in pipes:
+        with pipe, suppress(EOFError):  # one that died says nothing
+            errors.append(pipe.recv())
+    codes = [process.exitcode or 0 for process in ended]
+    killed = [(rank, -code) for rank, code in enumerate(codes) if code < 0]
+    own = [error for error in errors if LOST not in error]
+    if own:
+        raise UserError(own[0])
+    stopped = [code for code in codes if code > 128]
+    if stopped and len(stopped) == len(codes):
+        raise SystemExit(130 if interrupted else stopped[0])
+    if killed and not any(code == 1 for code in codes):
+        rank, number = killed[0]
+        raise UserError(
+            f"rank {rank} of {len(codes)} was killed ({signal.Signals(number).name}); the same command goes on from "
+            "the last checkpoint"
+        )
+    if failed := [rank for rank, code in enumerate(codes) if code]:
+        raise UserError(f"rank {failed[0]} of {len(codes)} failed; its own words are above")
+
+
+LOST = "lost the other ranks"
+"""Words of an error that is the consequence of another rank's end."""
+
+
+@contextmanager
+def losing_ranks(ranks: Ranks) -> Iterator[None]:
+    """Word what torch.distributed raises when another rank has died.
+
+    Raises:
+        UserError: Another rank has ended.
+    """
+    import torch.distributed as dist
+
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        if ranks.world_size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise UserError(
+            f"rank {ranks.rank} of {ranks.world_size} {LOST} ({str(error).splitlines()[0]}); the same command goes on "
+            "from the last checkpoint"
+        ) from error
+
+
+@contextmanager
+def _passing_on(running: list[SpawnProcess]) -> Iterator[list[int]]:
+    """Pass signals on to the ranks; the first Ctrl-C as SIGTERM, the second is Python's.
+
+    Yields:
+        A list that holds the interrupt once it came.
+    """
+    interrupts: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts  # only the main thread may set a handler
+        return
+
+    def send(number: int) -> None:
+        for process in running:
+            if process.exitcode is None and process.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+    def on_interrupt(number: int, _: object) -> None:
+        interrupts.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        send(signal.SIGTERM)
+
+    numbers = [getattr(signal, name) for name in PASSED_ON if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in [*numbers, signal.SIGINT]}
+    for number in numbers:
+        signal.signal(number, lambda number, _: send(number))
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield interrupts
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(work: Callable[[Any, Launch], object], config: object, launch: Launch, errors: Connection) -> None:
+    """Be a rank, in its own process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent passes it on
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    os.environ |= {
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }  # the parent has the store
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo asks what this machine's name resolves to
+    entry.prepare_process()
+    launch.quieten()
+    _share_cores(launch.local_world_size)
+    try:
+        work(config, launch)
+    except UserError as error:
+        errors.send(str(error))
+        raise SystemExit(2) from None
+
+
+def _share_cores(processes: int) -> None:
+    """Take this rank's part of the machine's cores."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
