@@ -40,7 +40,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     """
     store = open_store(config)
     adopt_plan(config, store)
-    config.stream = resolved(config.stream, store)
+    config.stream, config.sae = resolved(config, store)
     run = Run(config.run.dir)
     with hold(run.folder, key="run.dir"):
         run.refuse_another(config)
@@ -107,17 +107,29 @@ def adopt_plan(config: RunConfig, store: "Store") -> None:
         setattr(section, name, planned)
 
 
-def resolved(stream: StreamConfig, store: "Store") -> StreamConfig:
-    """Say in full what None stands for, so that a run's config.yaml names its hook and lanes."""
-    from saepipe.order import choose_lanes
-    from saepipe.stream import choose_hook
+def resolved(config: RunConfig, store: "Store") -> tuple[StreamConfig, Any]:
+    """Say in full what None stands for, so that a run's config.yaml names its hook and lanes; and what a transcoder is.
 
-    if stream.target_hook is not None:
-        raise UserError(
-            f"stream.target_hook={stream.target_hook} makes pairs for transcoders, which no sae here trains on yet; "
-            "leave it null"
-        )
-    return replace(stream, hook=choose_hook(store, stream), lanes=choose_lanes(stream))
+    Returns:
+        The stream and sae groups.
+
+    Raises:
+        UserError: A hook is not clear or not there, or `sae.apply_b_dec_to_input=true` was typed for a transcoder.
+    """
+    from saepipe.order import choose_lanes
+    from saepipe.stream import choose_hook, choose_target
+
+    stream, sae = config.stream, config.sae
+    stream = replace(stream, hook=choose_hook(store, stream), lanes=choose_lanes(stream))
+    if sae.apply_b_dec_to_input and choose_target(store, stream, str(stream.hook)) is not None:
+        key = "sae.apply_b_dec_to_input"  # true by default: only who typed it means it
+        if any(text.lstrip("+").startswith(f"{key}=") for text in config.overrides):
+            raise UserError(
+                f"{key}=true does not go with stream.target_hook={stream.target_hook}, since a transcoder's b_dec is "
+                f"of that hook and not of its input; leave {key} out"
+            )
+        sae = replace(sae, apply_b_dec_to_input=False)
+    return stream, sae
 
 
 def build(config: RunConfig, store: "Store", stream: "Stream") -> "SAEModule":
@@ -125,6 +137,7 @@ def build(config: RunConfig, store: "Store", stream: "Stream") -> "SAEModule":
     import torch
 
     from saepipe import saes
+    from saepipe.centre import centre
     from saepipe.module import SAEModule
 
     total_steps = config.train.tokens // config.stream.batch_tokens
@@ -134,10 +147,14 @@ def build(config: RunConfig, store: "Store", stream: "Stream") -> "SAEModule":
             f"stream.batch_tokens={config.stream.batch_tokens}"
         )
     _warn_of_schedule(config, total_steps)
-    sae = saes.architecture(config.sae.architecture)(config.sae, stream.d_in)
-    statistics = store.statistics(stream.hook)
-    generator = torch.Generator().manual_seed(config.train.seed)
-    sae.initialise(generator, mean=statistics.mean, norm_scale=statistics.norm_scale)
+    target = stream.target_hook
+    sae = saes.architecture(config.sae.architecture)(config.sae, stream.d_in, stream.d_out if target else None)
+    sae.initialise(
+        torch.Generator().manual_seed(config.train.seed),
+        mean=centre(config, store, stream),
+        norm_scale=store.statistics(stream.hook).norm_scale,
+        target_scale=store.statistics(target).norm_scale if target else None,
+    )
     return SAEModule(
         sae,
         config.optim,
@@ -213,6 +230,7 @@ def _export(config: RunConfig, module: "SAEModule", hook: str, folder: Path) -> 
         "model_class_name": "HookedTransformer" if config.model.compatibility_mode else "AutoModelForCausalLM",
         "hook_name": hook,
         "hook_head_index": None,
+        **({"hook_name_out": config.stream.target_hook} if module.sae.is_transcoder else {}),
         "context_size": config.data.context_size,
         "prepend_bos": config.data.prepend_bos,
         "dataset_path": config.data.path,
