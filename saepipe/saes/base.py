@@ -246,7 +246,8 @@ class SAE(nn.Module, ABC):
 
         Args:
             centred: Normalised and centred input, as `_hidden_pre` takes it.
-            target: Normalised target, for terms that compare something else with it than the reconstruction.
+            target: Normalised target, less what a skip connection gives, for terms that compare something else with it
+                than the reconstruction.
             step: As in `loss`.
         """
 

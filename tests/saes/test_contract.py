@@ -133,8 +133,9 @@ def test_fused_adam_steps_as_plain_adam_on_contiguous_weights(name: str) -> None
         torch.testing.assert_close(value, plain[key])
 
 
-def test_bfloat16_autocast_trains_float32_weights(name: str) -> None:
-    sae, x = make(name), data()
+@pytest.mark.parametrize("keys", [{}, {"dead_method": "ghost"}], ids=str)
+def test_bfloat16_autocast_trains_float32_weights(name: str, keys: dict[str, str]) -> None:
+    sae, x = make(name, **keys), data()
     exact = sae.loss(x, x, Step(dead=DEAD))
     with torch.autocast("cpu", torch.bfloat16):
         losses = sae.loss(x, x, Step(dead=DEAD))

@@ -1,5 +1,7 @@
 """How dead latents come back, in every architecture."""
 
+from typing import Any
+
 import pytest
 import torch
 from small_saes import D_IN, D_OUT, D_SAE, DEAD, TOKENS, data, make, make_transcoder, targets
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from saepipe import saes
 from saepipe.errors import UserError
-from saepipe.saes.base import Step
+from saepipe.saes.base import SAE, Step
 from saepipe.saes.dead import draw, ghost_error
 
 MANY_DEAD = torch.arange(0, D_SAE, 3)  # more than d_in // 2
@@ -159,3 +161,42 @@ def test_no_row_is_drawn_twice_and_none_without_an_error(scale: float) -> None:
     assert not len(draw(0 * errors, 3, torch.Generator()))
     again = draw(errors, 2, torch.Generator().manual_seed(1)).tolist()
     assert again == draw(errors, 2, torch.Generator().manual_seed(1)).tolist()
+
+
+def never_firing(name: str, **values: Any) -> SAE:
+    """Make an SAE of which some latents are far from ever firing."""
+    sae = make(name, **values)
+    with torch.no_grad():
+        sae.get_parameter(sae.latent_parameters[0])[DEAD] = -20.0
+        if "threshold" in dict(sae.named_buffers()):
+            sae.get_buffer("threshold").fill_(1e-3)
+    return sae
+
+
+@ARCHITECTURES
+@pytest.mark.parametrize("method", ["none", "ghost"])
+def test_ghost_gradients_lift_latents_that_nothing_else_would(name: str, method: str) -> None:
+    sae, x = never_firing(name, dead_method=method), data()
+    optimizer = torch.optim.Adam(sae.parameters(), lr=0.05)
+    before = sae.W_enc[:, DEAD].clone()
+    for step in range(20):
+        optimizer.zero_grad()
+        losses = sae.loss(x, x, Step(step, DEAD))
+        assert not losses.fired[DEAD].any()
+        losses.total.backward()
+        optimizer.step()
+    bias = sae.get_parameter(sae.latent_parameters[0])[DEAD]
+    assert torch.equal(sae.W_enc[:, DEAD], before) == (method == "none")
+    assert (bias != -20).any() == (method == "ghost")
+
+
+@ARCHITECTURES
+def test_a_resampled_latent_fires_on_the_row_that_it_was_made_for(name: str) -> None:
+    sae, x = never_firing(name), data()
+    errors = torch.zeros(TOKENS)
+    errors[[4, 9, 20]] = 1.0
+    assert not sae.encode(x)[:, DEAD].any()
+    reset = sae.resample(x, x, errors, DEAD, torch.Generator().manual_seed(0))
+    sae.cfg.k = D_SAE  # where the k largest are kept, the newcomer need not be one of them at once
+    assert sorted(reset.tolist()) == DEAD.tolist()
+    assert sae.encode(x)[[4, 9, 20]][:, DEAD].any(0).all()

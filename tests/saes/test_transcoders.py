@@ -47,6 +47,20 @@ def test_a_transcoder_scales_its_target_by_itself(name: str, skip: bool) -> None
     torch.testing.assert_close(scaled.b_dec / scaled.target_scale, targets(D_OUT).mean(0).double())
 
 
+def test_bfloat16_autocast_trains_a_skip_connection_in_float32(name: str) -> None:
+    sae, x, y = make_transcoder(name, skip_connection=True), data(), targets(D_OUT)
+    exact = sae.loss(x, y, Step(dead=DEAD)).total
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = sae.loss(x, y, Step(dead=DEAD))
+        losses.total.backward()
+    assert losses.reconstruction.dtype == torch.float32
+    torch.testing.assert_close(losses.total, exact, rtol=0.02, atol=0)
+    assert sae.W_skip is not None
+    (expected,) = torch.autograd.grad(exact, sae.W_skip)
+    assert sae.W_skip.grad is not None
+    assert torch.cosine_similarity(sae.W_skip.grad.flatten(), expected.flatten(), dim=0) > 0.99
+
+
 @pytest.mark.parametrize("d_out", [D_OUT, D_IN])
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
