@@ -90,6 +90,7 @@ def _page(
     facts = {
         "model": config.model.name,
         "hook": sae.metadata["hook_name"],
+        **({"predicted hook": sae.metadata["hook_name_out"]} if sae.is_transcoder else {}),
         "architecture": sae.cfg.architecture,
         "latents (d_sae)": f"{sae.d_sae:,}",
         "L0": f"{float(fired.sum()) / max(activity.tokens, 1):.1f}",

@@ -134,7 +134,7 @@ class StreamConfig(Group, group="stream"):
     hook: str | None = None
     """Hook point to train on; None means the only one in the store."""
     target_hook: str | None = None
-    """Hook point to predict from the other; None means the same. Pairs for transcoders: no sae trains on them yet."""
+    """Hook point to predict from the other, which makes every sae a transcoder; None means the same."""
     positions: list[int] | None = None
     """First and last position in the context to train on, such as [1, 63]; None means all."""
     max_norm: float | None = key(None, above=0)

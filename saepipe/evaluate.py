@@ -54,15 +54,22 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
         )
     model = LanguageModel.open(config.model)
     sae = run.load_sae().to(model.device)
-    hook = sae.metadata["hook_name"]
+    hook, target_hook = sae.metadata["hook_name"], sae.metadata.get("hook_name_out")
     began = time.perf_counter()
     with explained_memory("evaluation", evaluate__batch_prompts=config.evaluate.batch_prompts):
         result = measure(
-            model, sae, tokens.heldout, hook, config.evaluate.tokens, batch_prompts=config.evaluate.batch_prompts
+            model,
+            sae,
+            tokens.heldout,
+            hook,
+            config.evaluate.tokens,
+            batch_prompts=config.evaluate.batch_prompts,
+            target_hook=target_hook,
         )
     seconds = time.perf_counter() - began
     result |= {
         "hook": hook,
+        "target_hook": target_hook or hook,
         "run_dir": str(run.folder),
         "seconds": round(seconds, 2),
         "tokens_per_s": round(result["tokens"] / seconds),

@@ -3,6 +3,9 @@
 - `cfg.json`: what the SAE is. Written last: a folder without it is incomplete.
 - `sae_weights.safetensors`: W_enc, b_enc, W_dec and b_dec, with every normalisation folded in.
 - `sparsity.safetensors`: log10 of how often each latent fired.
+
+A transcoder's architecture is `transcoder`, for ReLU, or `<architecture>_transcoder`, with `skip_` before `transcoder`
+where it has a skip connection. SAELens knows those of ReLU and of jumprelu.
 """
 
 import dataclasses
@@ -27,6 +30,9 @@ CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.saf
 # SAELens drops the metadata of what says an older version than 6, and takes the folder for one of its own old ones.
 # This is the version that the folder was checked against: it opens there, and encodes and decodes the same.
 SAE_LENS_VERSION = "6.54.0"
+_UNSCALED = {"norm_scale": torch.ones(()), "target_scale": torch.ones(())}
+_HOOKS = {"hook_name": "hook_head_index", "hook_name_out": "hook_head_index_out"}
+"""Keys of the metadata that name a hook -> those that SAELens names a single head of it by."""
 
 
 def save(
@@ -48,6 +54,8 @@ def save(
     dtype = sae.W_enc.dtype
     weights = {name: value.to("cpu", dtype).contiguous() for name, value in weights.items()}
     _check_finite(weights, "the SAE to export", "go back to a checkpoint from before it diverged")
+    if sae.is_transcoder:
+        values["architecture"] = _transcoder_name(values["architecture"], skip=sae.cfg.skip_connection)
     config = {
         **values,
         "dtype": str(dtype).removeprefix("torch."),
@@ -91,7 +99,7 @@ def load(folder: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.
             raise UserError(f"{folder} is no exported SAE, it has no {name}; give the sae folder of a finished run")
     config = _read_config(folder / CONFIG)
     sae = _build(config, folder / CONFIG).to(dtype)  # before the weights come, so that float64 stays what it was
-    sae.load_state_dict(_read_weights(folder / WEIGHTS, sae) | {"norm_scale": torch.ones(())})
+    sae.load_state_dict(_read_weights(folder / WEIGHTS, sae) | _UNSCALED)
     sae.metadata = _with_head_in_name(config["metadata"])
     return sae.to(device).requires_grad_(False)
 
@@ -104,7 +112,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{path} is damaged, it holds no JSON object; export the SAE again")
     config.setdefault("metadata", {})
-    for key, kind in {"architecture": str, "d_in": int, "d_sae": int, "metadata": dict}.items():
+    kinds = {"architecture": str, "d_in": int, "d_sae": int, "metadata": dict}
+    if str(config.get("architecture")).endswith("transcoder"):
+        kinds["d_out"] = int
+    for key, kind in kinds.items():
         if not isinstance(config.get(key), kind) or (kind is int and config[key] < 1):
             raise UserError(f"{path} has no valid {key} (found {config.get(key)}); export again, with SAELens >= 6")
     for key in ("normalize_activations", "reshape_activations"):
@@ -115,32 +126,43 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _with_head_index(metadata: dict[str, Any]) -> dict[str, Any]:
     """Name a single head as SAELens does: the hook of all heads in one place, the head's number in another."""
-    if "hook_name" not in metadata:
-        return metadata
-    hook, head = split_head(metadata["hook_name"])
-    return {**metadata, "hook_name": hook, "hook_head_index": head}
+    found = {key: split_head(metadata[key]) for key in _HOOKS if isinstance(metadata.get(key), str)}
+    return metadata | {
+        name: value for key, parts in found.items() for name, value in zip((key, _HOOKS[key]), parts, strict=True)
+    }
 
 
 def _with_head_in_name(metadata: dict[str, Any]) -> dict[str, Any]:
     """Name a single head as `model.hooks` does, whoever wrote the metadata."""
-    hook, head = metadata.get("hook_name"), metadata.get("hook_head_index")
-    if not isinstance(hook, str) or not isinstance(head, int):
-        return metadata
-    return {**metadata, "hook_name": with_head(hook, head)}
+    found = {key: (metadata.get(key), metadata.get(index)) for key, index in _HOOKS.items()}
+    return metadata | {
+        key: with_head(hook, head)
+        for key, (hook, head) in found.items()
+        if isinstance(hook, str) and isinstance(head, int)
+    }
+
+
+def _transcoder_name(architecture: str, *, skip: bool) -> str:
+    parts = [architecture if architecture != "standard" else "", "skip" if skip else "", "transcoder"]
+    return "_".join(part for part in parts if part)
 
 
 def _build(config: dict[str, Any], path: Path) -> SAE:
     """Make the SAE that `config` describes: as it was trained where the metadata tells, overruled by what it is now."""
     name = config["architecture"]
-    if name not in saes.registered():
-        raise unknown("architecture", name, saes.registered(), f"It is from {path}.")
-    sae_class = saes.architecture(name)
+    transcoders = {_transcoder_name(one, skip=skip): (one, skip) for one in saes.registered() for skip in (False, True)}
+    if name not in [*saes.registered(), *transcoders]:
+        raise unknown("architecture", name, [*saes.registered(), *transcoders], f"It is from {path}.")
+    architecture, skip = transcoders.get(name, (name, False))
+    sae_class = saes.architecture(architecture)
     trained = config["metadata"].get("training_architecture_details")
-    values = (trained if isinstance(trained, dict) else {}) | config
+    same = isinstance(trained, dict) and trained.get("architecture") == architecture
+    values = {"apply_b_dec_to_input": name not in transcoders} | (trained if same else {}) | config
+    values |= {"architecture": architecture, "skip_connection": skip}
     known = {field.name for field in dataclasses.fields(sae_class.config_class)}
     try:
         cfg = sae_class.config_class(**{key: value for key, value in values.items() if key in known})
-        return sae_class(cfg, config["d_in"], config.get("d_out"))
+        return sae_class(cfg, config["d_in"], config["d_out"] if name in transcoders else None)
     except (TypeError, UserError) as error:
         raise UserError(f"{path} does not describe a {name} SAE: {error}") from error
 

@@ -31,7 +31,7 @@ def measure(store: Store, hook: str, target_hook: str, sae: SAE) -> dict[str, fl
     for x, y in _pairs(store, hook, target_hook):
         x, y = x.to(device), y.to(device)
         f = sae.encode(x)
-        fit.update(y, sae.decode(f))
+        fit.update(y, sae.decode(f, x))
         fired += (f > 0).sum(0)
     if not fit.rows:
         return {}

@@ -14,6 +14,7 @@ import torch
 
 from saepipe import checkpoints, entry, export, loggers, provenance, saes
 from saepipe.callbacks import Checkpoints, Exports, Measurements
+from saepipe.centre import centre
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
 from saepipe.fitting import fit
@@ -96,10 +97,14 @@ class Job:
     def _build(self, at: int) -> Point:
         """Make an SAE with its first weights, and the point that trains it."""
         config, stream = self.configs[at], self.streams[self.stream_of[at]]
-        sae = saes.architecture(config.sae.architecture)(config.sae, stream.d_in)
-        statistics = self.store.statistics(stream.hook)
-        generator = torch.Generator().manual_seed(config.train.seed)
-        sae.initialise(generator, mean=statistics.mean, norm_scale=statistics.norm_scale)
+        target = stream.target_hook
+        sae = saes.architecture(config.sae.architecture)(config.sae, stream.d_in, stream.d_out if target else None)
+        sae.initialise(
+            torch.Generator().manual_seed(config.train.seed),
+            mean=centre(config, self.store, stream),
+            norm_scale=self.store.statistics(stream.hook).norm_scale,
+            target_scale=self.store.statistics(target).norm_scale if target else None,
+        )
         if config.trainer.precision == "64-true":
             sae.double()  # before a checkpoint is loaded, which would lose half of its bits
         train = config.train
@@ -183,6 +188,7 @@ class Job:
             "model_class_name": "HookedTransformer" if config.model.compatibility_mode else "AutoModelForCausalLM",
             "hook_name": self.streams[self.stream_of[at]].hook,
             "hook_head_index": None,
+            **({"hook_name_out": config.stream.target_hook} if point.sae.is_transcoder else {}),
             "context_size": config.data.context_size,
             "prepend_bos": config.data.prepend_bos,
             "dataset_path": config.data.path,

@@ -1,6 +1,7 @@
 """What an SAE is worth on held-out tokens: reconstruction, sparsity, and what the language model loses by it.
 
-The model reads every context three times: as it is, with the SAE's reconstruction spliced in, and with zeros there.
+The model reads every context three times: as it is, with the SAE's reconstruction spliced in, and with zeros there. A
+transcoder reads one hook point; what it predicts of another is compared and spliced in there, as are the zeros.
 Special tokens and position 0 are left out of every figure: their activations are never replaced, and what is predicted
 from them is not counted.
 """
@@ -21,7 +22,14 @@ from saepipe.token_store import Side
 
 @torch.inference_mode()
 def measure(
-    model: LanguageModel, sae: SAE, side: Side, hook: str, most_tokens: int, *, batch_prompts: int
+    model: LanguageModel,
+    sae: SAE,
+    side: Side,
+    hook: str,
+    most_tokens: int,
+    *,
+    batch_prompts: int,
+    target_hook: str | None = None,
 ) -> dict[str, Any]:
     """Measure an SAE at a hook point on the first contexts of one side of a token store.
 
@@ -29,10 +37,12 @@ def measure(
         model: The language model.
         sae: The SAE, on the model's device.
         side: Contexts to read.
-        hook: Hook point that the SAE reads and reconstructs.
+        hook: Hook point that the SAE reads.
         most_tokens: Tokens to read at most (whole contexts; at least one).
         batch_prompts: Contexts per forward pass.
+        target_hook: Hook point that it reconstructs; None is the one that it reads.
     """
+    target_hook = target_hook or hook
     seq = side.ids.shape[1]
     contexts = min(len(side), max(1, most_tokens // seq))
     fit = metrics.ReconstructionFit(sae.d_out)
@@ -40,13 +50,14 @@ def measure(
     sums = dict.fromkeys(("ce", "ce_sae", "ce_zero", "kl_sae", "kl_zero"), 0.0)
     predicted = 0
     for ids, counted in _batches(side, contexts, batch_prompts, model.device):
-        clean, x = _logits_and_activations(model, ids, hook)
-        features = sae.encode(x[counted])
-        reconstruction = sae.decode(features)
-        fit.update(x[counted], reconstruction)
+        clean, activations = _logits_and_activations(model, ids, {hook, target_hook})
+        x = activations[hook][counted]
+        features = sae.encode(x)
+        reconstruction = sae.decode(features, x)
+        fit.update(activations[target_hook][counted], reconstruction)
         fired += (features > 0).sum(0)
-        spliced = model.logits(ids, {hook: _replacing(counted, reconstruction)})
-        zeroed = model.logits(ids, {hook: _replacing(counted, torch.zeros_like(reconstruction))})
+        spliced = model.logits(ids, {target_hook: _replacing(counted, reconstruction)})
+        zeroed = model.logits(ids, {target_hook: _replacing(counted, torch.zeros_like(reconstruction))})
         # A prediction counts where the activation that it is made from was replaced; the last token has no target.
         here = counted[:, :-1]
         targets = ids[:, 1:][here]
@@ -92,16 +103,19 @@ def _batches(
 
 
 def _logits_and_activations(
-    model: LanguageModel, ids: Int[Tensor, "batch seq"], hook: str
-) -> tuple[Float[Tensor, "batch seq vocab"], Float[Tensor, "batch seq d"]]:
-    """Run the model once as it is, and keep what passes the hook point."""
-    kept: list[Tensor] = []
+    model: LanguageModel, ids: Int[Tensor, "batch seq"], hooks: set[str]
+) -> tuple[Float[Tensor, "batch seq vocab"], dict[str, Float[Tensor, "batch seq _"]]]:
+    """Run the model once as it is, and keep what passes the hook points."""
+    kept: dict[str, Tensor] = {}
 
-    def keep(activations: Tensor) -> Tensor:
-        kept.append(activations)
-        return activations
+    def keeping(hook: str) -> Callable[[Tensor], Tensor]:
+        def keep(activations: Tensor) -> Tensor:
+            kept[hook] = activations
+            return activations
 
-    return model.logits(ids, {hook: keep}), kept[0]
+        return keep
+
+    return model.logits(ids, {hook: keeping(hook) for hook in hooks}), kept
 
 
 def _replacing(counted: Bool[Tensor, "batch seq"], rows: Float[Tensor, "token d"]) -> Callable[[Tensor], Tensor]:

@@ -65,5 +65,43 @@ def kl_div_score(spliced: float, zeroed: float) -> float:
     return ce_loss_score(0.0, spliced, zeroed)
 
 
+def geometric_median(
+    rows: Float[Tensor, "token d"], *, tolerance: float = 1e-6, most_steps: int = 200
+) -> Float[Tensor, " d"]:
+    """Find the point with the least sum of distances to all rows, which no few rows can pull far away.
+
+    Source: Weiszfeld's iteration from the mean, with the rule of Vardi and Zhang (2000) for where it meets a row.
+
+    Args:
+        rows: The rows, at least one.
+        tolerance: Where to stop: length of a step, as part of the mean distance.
+        most_steps: Where to stop in any case.
+
+    Returns:
+        The median, in float64.
+    """
+    parts = rows.split(4096)  # in float64, so not all rows at once
+    median = torch.stack([_double(part).sum(0) for part in parts]).sum(0) / len(rows)
+    for _ in range(most_steps):
+        weighted, weights, at_median, distances = torch.zeros_like(median), 0.0, 0, 0.0
+        for part in parts:
+            offsets = _double(part) - median
+            distance = offsets.norm(dim=1)
+            inverse = torch.where(distance > 0, 1 / distance, 0.0)
+            weighted += inverse @ offsets
+            weights += float(inverse.sum())
+            at_median += int((distance == 0).sum())
+            distances += float(distance.sum())
+        pull = float(weighted.norm())
+        # Rows at the median hold it against a pull of up to their number.
+        if pull <= at_median or not weights:
+            return median
+        step = (1 - at_median / pull) * weighted / weights
+        median = median + step
+        if float(step.norm()) <= tolerance * distances / len(rows):
+            return median
+    return median
+
+
 def _double(x: Tensor) -> Tensor:
     return x.cpu().double() if x.device.type == "mps" else x.double()  # MPS has no float64

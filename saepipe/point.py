@@ -116,6 +116,7 @@ class Point(nn.Module):
         self.optimizer.zero_grad()
         done = list(self._backward(parts, step))
         batch = gathered(done, self._ranks, measure=measure)
+        self.sae.before_step()
         norm = self._clip(needed=measure)
         with torch.no_grad():
             finite = torch.stack(list(batch.terms.values())).isfinite().all()

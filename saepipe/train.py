@@ -48,7 +48,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     adopt_plan(config, store)
     points = grid.points(config)
     for point in points:
-        point.stream = resolved(point.stream, store)
+        point.stream, point.sae = resolved(point, store)
     launch = Launch.here()
     if launch:
         launch.check(config.trainer, typed=config.typed("trainer.devices") or config.typed("trainer.num_nodes"))
@@ -169,17 +169,29 @@ def adopt_plan(config: RunConfig, store: "Store") -> None:
         setattr(section, name, planned)
 
 
-def resolved(stream: StreamConfig, store: "Store") -> StreamConfig:
-    """Say in full what None stands for, so that a run's config.yaml names its hook and lanes."""
-    from saepipe.order import choose_lanes
-    from saepipe.stream import choose_hook
+def resolved(config: RunConfig, store: "Store") -> tuple[StreamConfig, Any]:
+    """Say in full what None stands for, so that a run's config.yaml names its hook and lanes; and what a transcoder is.
 
-    if stream.target_hook is not None:
-        raise UserError(
-            f"stream.target_hook={stream.target_hook} makes pairs for transcoders, which no sae here trains on yet; "
-            "leave it null"
-        )
-    return replace(stream, hook=choose_hook(store, stream), lanes=choose_lanes(stream))
+    Returns:
+        The stream and sae groups.
+
+    Raises:
+        UserError: A hook is not clear or not there, or `sae.apply_b_dec_to_input=true` was typed for a transcoder.
+    """
+    from saepipe.order import choose_lanes
+    from saepipe.stream import choose_hook, choose_target
+
+    stream, sae = config.stream, config.sae
+    stream = replace(stream, hook=choose_hook(store, stream), lanes=choose_lanes(stream))
+    if sae.apply_b_dec_to_input and choose_target(store, stream, str(stream.hook)) is not None:
+        key = "sae.apply_b_dec_to_input"  # true by default: only who typed it means it
+        if any(text.lstrip("+").startswith(f"{key}=") for text in config.overrides):
+            raise UserError(
+                f"{key}=true does not go with stream.target_hook={stream.target_hook}, since a transcoder's b_dec is "
+                f"of that hook and not of its input; leave {key} out"
+            )
+        sae = replace(sae, apply_b_dec_to_input=False)
+    return stream, sae
 
 
 def main() -> None:

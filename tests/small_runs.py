@@ -46,7 +46,7 @@ def configured(overrides: Sequence[str], store: Path, run: Path) -> RunConfig:
     config = entry.load_config("train", [*overrides, f"store.dir={store}", f"run.dir={run}"])
     opened = open_store(config)
     adopt_plan(config, opened)
-    config.stream = resolved(config.stream, opened)
+    config.stream, config.sae = resolved(config, opened)
     return config
 
 

@@ -131,6 +131,25 @@ def test_the_same_command_writes_the_same_page(folder: Path) -> None:
     assert first == second
 
 
+def test_a_transcoder_is_looked_at_by_what_it_reads(folder: Path) -> None:
+    run(folder)
+    page = folder / "run/features/index.html"
+    before = unpacked(page.read_text(encoding="utf-8"))
+    sae = export.load(folder / "run/sae")
+    keys = {"apply_b_dec_to_input": False, "skip_connection": True, "normalize_activations": "none"}
+    transcoder = TopKSAE(TopKConfig(d_sae=D_SAE, k=6, **keys), sae.d_in, 7)
+    with torch.no_grad():  # what the autoencoder's encoder does, whose b_dec is zero
+        transcoder.W_enc.copy_(sae.W_enc)
+        transcoder.b_enc.copy_(sae.b_enc)
+        transcoder.W_dec[:, 0] = 1.0
+    assert not sae.b_dec.any()
+    export.save(transcoder, folder / "run/sae", metadata={"hook_name": HOOK, "hook_name_out": "blocks.2.hook_mlp_out"})
+    run(folder)
+    html = page.read_text(encoding="utf-8")
+    assert unpacked(html) == before
+    assert "blocks.2.hook_mlp_out" in html
+
+
 def test_no_latent_fires(folder: Path) -> None:
     sae = export.load(folder / "run/sae")
     sae.b_enc.data.fill_(-1e9)

@@ -15,6 +15,7 @@ from saepipe.saes.topk import TopKConfig, TopKSAE
 from saepipe.token_writer import TokenStoreWriter
 
 HOOK, SEQ, D_IN = "blocks.1.hook_resid_post", 16, 128
+TARGET = "blocks.2.hook_mlp_out"
 
 
 def made(folder: Path, *, held_out: int = 4) -> None:
@@ -45,10 +46,22 @@ def test_metrics_are_returned_written_and_shown(tmp_path: Path, caplog: pytest.L
     caplog.set_level("INFO", "saepipe")
     found = evaluate(asked(tmp_path))
     assert found == json.loads((tmp_path / "run/eval/metrics.json").read_text())
-    assert (found["contexts"], found["d_sae"], found["hook"]) == (4, 64, HOOK)
+    assert (found["contexts"], found["d_sae"], found["hook"], found["target_hook"]) == (4, 64, HOOK, HOOK)
     assert found["l0"] <= 4
     assert table(found) in caplog.text
     assert evaluate(asked(tmp_path, "evaluate.tokens=32"))["contexts"] == 2
+
+
+def test_a_transcoder_is_measured_at_its_target(tmp_path: Path) -> None:
+    made(tmp_path)
+    as_autoencoder = evaluate(asked(tmp_path))
+    sae = TopKSAE(TopKConfig(d_sae=64, k=4, apply_b_dec_to_input=False, skip_connection=True), D_IN, D_IN)
+    sae.initialise(torch.Generator().manual_seed(0))
+    export.save(sae, Run(tmp_path / "run").sae_folder, metadata={"hook_name": HOOK, "hook_name_out": TARGET})
+    found = evaluate(asked(tmp_path))
+    assert (found["hook"], found["target_hook"]) == (HOOK, TARGET)
+    assert found["ce_loss_without_sae"] == pytest.approx(as_autoencoder["ce_loss_without_sae"], rel=1e-5)
+    assert found["ce_loss_with_ablation"] != pytest.approx(as_autoencoder["ce_loss_with_ablation"], rel=1e-3)
 
 
 def test_without_held_out_documents_the_cure_is_named(tmp_path: Path) -> None:

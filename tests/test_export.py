@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import saepipe
-from saepipe import export
+from saepipe import export, saes
 from saepipe.errors import UserError
 from saepipe.saes.base import SAE
 from saepipe.saes.standard import StandardConfig, StandardSAE
@@ -95,12 +95,74 @@ def test_a_head_has_saelens_names_in_the_folder_and_ours_in_python(tmp_path: Pat
         "blocks.1.attn.hook_z": ("blocks.1.attn.hook_z", None),
         "model.layers.5.mlp.input": ("model.layers.5.mlp.input", None),
     }.items():
-        export.save(make(), tmp_path / "one", metadata={"hook_name": hook, "hook_head_index": None})
+        named = {"hook_name": hook, "hook_head_index": None, "hook_name_out": hook}
+        export.save(make(), tmp_path / "one", metadata=named)
         export.save(make(), tmp_path / "two", metadata=export.load(tmp_path / "one").metadata)
         for folder in (tmp_path / "one", tmp_path / "two"):
             metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
             assert (metadata["hook_name"], metadata["hook_head_index"]) == parts
-            assert export.load(folder).metadata["hook_name"] == hook
+            assert (metadata["hook_name_out"], metadata["hook_head_index_out"]) == parts
+            found = export.load(folder).metadata
+            assert found["hook_name"] == found["hook_name_out"] == hook
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("standard", "transcoder"),
+        ("gated", "gated_transcoder"),
+        ("jumprelu", "jumprelu_transcoder"),
+        ("topk", "topk_transcoder"),
+        ("batchtopk", "jumprelu_transcoder"),
+        ("matryoshka", "jumprelu_transcoder"),
+    ],
+)
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_transcoder_is_named_as_saelens_does(name: str, architecture: str, skip: bool, tmp_path: Path) -> None:
+    cls = saes.architecture(name)
+    cfg = cls.config_class(d_sae=20, apply_b_dec_to_input=False, skip_connection=skip)
+    if "k" in vars(cfg):
+        cfg.k = 3
+    export.save(cls(cfg, 8, 5), tmp_path, metadata={"hook_name": "a", "hook_name_out": "b"})
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    assert config["architecture"] == (architecture.replace("transcoder", "skip_transcoder") if skip else architecture)
+    assert (config["d_in"], config["d_out"], config["apply_b_dec_to_input"]) == (8, 5, False)
+    assert (config["metadata"]["hook_name"], config["metadata"]["hook_name_out"]) == ("a", "b")
+    weights = load_file(tmp_path / "sae_weights.safetensors")
+    assert ("W_skip" in weights) == skip
+
+
+def test_a_transcoder_that_does_not_describe_itself_is_refused(tmp_path: Path) -> None:
+    sae = StandardSAE(StandardConfig(d_sae=20, apply_b_dec_to_input=False), 8, 5)
+    for changes, words in {
+        ("d_out", None): "no valid d_out",
+        ("d_out", 0): "no valid d_out",
+        ("d_out", 6): r"W_dec of shape \(20, 5\)",
+        ("apply_b_dec_to_input", True): "transcoder SAE: sae.apply_b_dec_to_input=True",
+        ("architecture", "skip_transcoder"): r"W_skip of shape \(missing\)",
+        ("architecture", "skip_topk_transcoder"): "is not known; did you mean .*topk_skip_transcoder",
+    }.items():
+        export.save(sae, tmp_path, metadata={})
+        edit(tmp_path, **dict([changes]))
+        with pytest.raises(UserError, match=words):
+            export.load(tmp_path)
+
+
+def test_a_transcoder_without_our_metadata_opens(tmp_path: Path) -> None:
+    sae = StandardSAE(StandardConfig(d_sae=20, apply_b_dec_to_input=False, skip_connection=True), 8, 5)
+    export.save(sae, tmp_path, metadata={})
+    edit(tmp_path, metadata=None, apply_b_dec_to_input=None)
+    loaded = export.load(tmp_path)
+    assert (loaded.is_transcoder, loaded.cfg.skip_connection, loaded.cfg.apply_b_dec_to_input) == (True, True, False)
+
+
+def test_an_sae_of_another_architecture_than_its_training_s_opens(tmp_path: Path) -> None:
+    """Keys of the one need not be fit for the other: jumprelu knows no auxk."""
+    cls = saes.architecture("batchtopk")
+    export.save(cls(cls.config_class(d_sae=20, k=3.0, dead_method="auxk"), 8), tmp_path, metadata={})
+    loaded = export.load(tmp_path)
+    assert (loaded.cfg.architecture, loaded.cfg.dead_method) == ("jumprelu", "none")
+    assert loaded.metadata["training_architecture_details"]["dead_method"] == "auxk"
 
 
 def test_folder_without_our_metadata_opens(folder: Path) -> None:

@@ -87,6 +87,7 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "batch_rows": (2, TENSORS),
     "windows": (2, TENSORS),
     "stream": (2, TENSORS),
+    "centre": (2, TENSORS),
     "export": (2, TENSORS | {"safetensors"}),
     "measure": (3, TENSORS | {"tqdm"}),
     "entry": (3, HYDRA | {"yaml"}),

@@ -7,19 +7,21 @@ import torch
 from torch.nn import functional
 
 from saepipe.config import ModelConfig
+from saepipe.edits import Edit
 from saepipe.language_model import LanguageModel
 from saepipe.measure import measure
 from saepipe.saes.standard import StandardConfig, StandardSAE
 from saepipe.token_store import Side
 
 HOOK, SEQ, CONTEXTS = "blocks.1.hook_resid_post", 16, 6
+TARGET = "blocks.2.hook_mlp_out"
 D = small_models.WIDTH
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     folder = small_models.make(tmp_path_factory.mktemp("llama"), "llama")
-    return LanguageModel.open(ModelConfig(name=str(folder), hooks=[HOOK]))
+    return LanguageModel.open(ModelConfig(name=str(folder), hooks=[HOOK, TARGET]))
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,45 @@ def test_figures_equal_a_computation_by_hand(model: LanguageModel, side: Side) -
         here = counted[:, :-1]
         loss = functional.cross_entropy(logits[:, :-1][here].double(), ids[:, 1:][here])
         assert found[key] == pytest.approx(float(loss), abs=1e-5)
+
+
+def test_a_transcoder_is_compared_and_spliced_in_at_its_target(model: LanguageModel, side: Side) -> None:
+    """One whose skip connection is the least-squares map from hook to target, which a computation by hand knows."""
+    ids = torch.from_numpy(side.ids.astype(np.int64))
+    counted = torch.from_numpy(~side.special)
+    counted[:, 0] = False
+    activations = model.capture(ids, [HOOK, TARGET])
+    x, y = (activations[hook].double()[counted] for hook in (HOOK, TARGET))
+    weights = torch.linalg.lstsq(x, y).solution
+    keys = {"apply_b_dec_to_input": False, "normalize_activations": "none", "skip_connection": True}
+    sae = StandardSAE(StandardConfig(d_sae=4, **keys), D, D)
+    assert sae.W_skip is not None
+    with torch.no_grad():
+        sae.W_skip.copy_(weights.T)
+    found = measure(model, sae, side, HOOK, 10**6, batch_prompts=4, target_hook=TARGET)
+    error = (y - x @ weights).square().sum(1).mean()
+    variance = y.square().sum(1).mean() - y.mean(0).square().sum()
+    assert found["mse"] == pytest.approx(float(error), rel=1e-4)
+    assert found["explained_variance"] == pytest.approx(float(1 - error / variance), abs=1e-5)
+    assert found["dead_latents"] == 4
+
+    def replaced(rows: torch.Tensor) -> dict[str, Edit]:
+        def edit(activations: torch.Tensor) -> torch.Tensor:
+            changed = activations.clone()
+            changed[counted] = rows.to(changed.dtype)
+            return changed
+
+        return {TARGET: edit}
+
+    here = counted[:, :-1]
+    for key, edits in (
+        ("ce_loss_without_sae", {}),
+        ("ce_loss_with_sae", replaced(x @ weights)),
+        ("ce_loss_with_ablation", replaced(torch.zeros_like(y))),
+    ):
+        loss = functional.cross_entropy(model.logits(ids, edits)[:, :-1][here].double(), ids[:, 1:][here])
+        assert found[key] == pytest.approx(float(loss), abs=1e-4)
+    assert found["ce_loss_with_ablation"] != pytest.approx(found["ce_loss_with_sae"], abs=1e-3)
 
 
 def test_batches_do_not_change_the_figures(model: LanguageModel, side: Side) -> None:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from saepipe.metrics import ReconstructionFit, ce_loss_score, kl_div_score
+from saepipe.metrics import ReconstructionFit, ce_loss_score, geometric_median, kl_div_score
 
 
 def test_fit_of_a_whole_set_does_not_depend_on_the_batches() -> None:
@@ -58,3 +58,38 @@ def test_scores_are_one_for_the_clean_model_and_zero_for_a_zeroed_activation() -
     assert ce_loss_score(2.0, 6.0, 6.0) == 0
     assert ce_loss_score(2.0, 3.0, 6.0) == 0.75
     assert kl_div_score(0.5, 2.0) == 0.75
+
+
+def test_geometric_median_has_the_least_sum_of_distances() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(9001, 5, generator=generator).exp() + 100
+    median = geometric_median(rows)
+    assert median.dtype == torch.float64
+    offsets = rows.double() - median
+    # Where the sum is least, the unit vectors towards all rows cancel.
+    pull = (offsets / offsets.norm(dim=1, keepdim=True)).mean(0)
+    assert pull.norm() < 1e-5
+    assert (rows.double().mean(0) - median).norm() > 0.1  # it is not the mean
+
+
+def test_geometric_median_is_not_pulled_away_by_few_rows() -> None:
+    rows = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
+    rows[:10] = 1e6
+    assert geometric_median(rows).norm() < 0.2
+    assert rows.mean(0).norm() > 1e4
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[3.0, 4.0]], [3.0, 4.0]),
+        ([[1.0, 1.0]] * 5, [1.0, 1.0]),
+        ([[-1.0, 0.0], [1.0, 0.0], [0.0, 0.0]], [0.0, 0.0]),  # the mean is a row, and the median
+        ([[0.0, 0.0]] * 3 + [[3.0, 0.0], [0.0, 3.0]], [0.0, 0.0]),  # most rows are equal
+        ([[-4.0, 0.0], [0.0, 0.0], [4.0, 0.0], [4.0, 3.0], [-4.0, -3.0]], [0.0, 0.0]),
+        ([[0.0, 0.0], [-1.0, 0.0], [-2.0, 0.0], [3.0, 0.0], [0.0, 0.0]], [0.0, 0.0]),
+    ],
+)
+def test_geometric_median_where_it_is_a_row(rows: list[list[float]], expected: list[float]) -> None:
+    found = geometric_median(torch.tensor(rows))
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-4)

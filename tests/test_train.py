@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,13 @@ from safetensors.torch import load_file
 from saepipe import entry, export, saes
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
-from saepipe.train import train
+from saepipe.saes.base import Step
+from saepipe.store import Store
+from saepipe.stream import Stream
+from saepipe.train import _export, build, resolved, train
 
 ROOT = Path(__file__).parents[1]
-HOOK = "blocks.0.hook_resid_post"
+HOOK, TARGET = small_store.HOOKS
 KEYS = [f"stream.hook={HOOK}", "sae.d_sae=12", "stream.batch_tokens=24", "stream.window_tokens=96", "train.tokens=720"]
 TOPK = [*KEYS, "sae=topk", "sae.k=3", "train.log_every_steps=10", "train.checkpoint_every_steps=10"]
 
@@ -170,6 +174,8 @@ def test_a_folder_of_another_run_is_refused(store: Path, tmp_path: Path) -> None
         ("stream.batch_tokens=4096", "stream.batch_tokens"),
         ("train.tokens=23", "train.tokens=23"),
         ("sae.k=13", "sae.k=13"),
+        ("sae.skip_connection=true", "sae.skip_connection=True lets an autoencoder copy its input"),
+        ("stream.target_hook=blocks.9.hook_resid_post", "stream.target_hook=blocks.9.hook_resid_post is not known"),
     ],
 )
 def test_what_does_not_fit_the_store_is_refused_before_anything_is_written(
@@ -178,6 +184,54 @@ def test_what_does_not_fit_the_store_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=re.escape(words)):
         train(configured(store, tmp_path / "x", override))
     assert not (tmp_path / "x" / "config.yaml").exists()
+
+
+def test_a_transcoder_never_subtracts_its_bias_from_its_input(store: Path, tmp_path: Path) -> None:
+    opened = Store.open(store)
+    key, target = "sae.apply_b_dec_to_input", f"stream.target_hook={TARGET}"
+    for overrides, kept in {
+        (): True,
+        (f"{key}=false",): False,
+        (target,): False,  # true by default, and the user did not mean it
+        (target, f"{key}=false"): False,
+        (f"stream.target_hook={HOOK}", f"{key}=true"): True,  # the same hook: no transcoder
+    }.items():
+        stream, sae = resolved(configured(store, tmp_path, *overrides), opened)
+        assert (sae.apply_b_dec_to_input, stream.hook) == (kept, HOOK)
+    for typed in (f"{key}=true", f"++{key}=true"):
+        with pytest.raises(UserError, match=rf"{key}=true does not go with .*{TARGET}.*leave sae\."):
+            train(configured(store, tmp_path / "x", target, typed))
+    assert not (tmp_path / "x" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("method", ["mean", "zeros"])
+def test_a_transcoder_starts_from_both_hooks_and_says_so(store: Path, tmp_path: Path, method: str) -> None:
+    opened = Store.open(store)
+    keys = [f"stream.target_hook={TARGET}", f"sae.b_dec_init_method={method}", "sae.skip_connection=true"]
+    config = configured(store, tmp_path, *keys)
+    config.stream, config.sae = resolved(config, opened)
+    stream = Stream(opened, config.stream, exclude_special_tokens=True)
+    module = build(config, opened, stream)
+    sae = module.sae
+    assert (sae.is_transcoder, sae.d_in, sae.d_out) == (True, *small_store.HOOKS.values())
+    for hook, scale in ((HOOK, sae.norm_scale), (TARGET, sae.target_scale)):
+        assert float(scale) == pytest.approx(opened.statistics(hook).norm_scale)
+    start = opened.statistics(TARGET).mean if method == "mean" else torch.zeros(sae.d_out)
+    torch.testing.assert_close(sae.b_dec / sae.target_scale, start)
+    with closing(stream.iterate()) as batches:
+        x, y = next(batches)
+    losses = sae.loss(x.float(), y.float(), Step())
+    assert losses.target.shape == (24, sae.d_out)
+    _export(config, module, HOOK, tmp_path / "sae")
+    metadata = export.load(tmp_path / "sae").metadata
+    assert (metadata["hook_name"], metadata["hook_name_out"]) == (HOOK, TARGET)
+
+
+def test_an_autoencoder_has_no_other_hook(store: Path, tmp_path: Path) -> None:
+    train(configured(store, tmp_path / "x", f"stream.target_hook={HOOK}"))
+    sae = export.load(tmp_path / "x" / "sae")
+    assert not sae.is_transcoder
+    assert "hook_name_out" not in sae.metadata
 
 
 def test_another_store_or_stream_is_no_resume(store: Path, tmp_path: Path) -> None:

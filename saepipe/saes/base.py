@@ -1,15 +1,17 @@
 """The contract that every architecture keeps: a configuration, tensors, encode, decode, a loss with named terms.
 
 An architecture gives its own mathematics: `_activate`, which encodes, and `_pass`, one pass over a training batch. What
-surrounds them, normalising, centring and the squared error, is here.
+surrounds them is here: normalising, centring, the squared error, a transcoder's skip connection, dead latents.
 
 One class serves training and inference. `encode`, `decode` and `loss` take raw activations: the scale that
 `normalize_activations` asks for lives here and nowhere else, until `folded` multiplies it into exported weights.
+
+A training step is `loss` and its backward, `before_step`, the optimizer's step, `after_step`, and now and then
+`resample`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,135 +21,43 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from saepipe.errors import UserError
-from saepipe.keys import Group, key
-from saepipe.ranks import ALONE, Ranks
+from saepipe.saes import dead
+from saepipe.saes.config import SAEConfig
+from saepipe.saes.step import Losses, Pass, Step, warm_up
 
-NORMALISATIONS = ("none", "expected_average_only_in")
-MSE_REDUCTIONS = ("sum", "mean")
-
-
-@dataclass
-class SAEConfig(Group, group="sae"):
-    """Keys that every architecture honours; a subclass in the architecture's file adds its own."""
-
-    architecture: str = ""
-    """Name of the architecture, which is the name of its file in `saepipe/saes/`."""
-    d_sae: int | None = key(None, least=1)
-    """Number of latents; None is expansion times the width of the activations."""
-    expansion: int = key(8, least=1)
-    """Latents per input dimension, where d_sae does not say how many there are."""
-    normalize_activations: str = key("expected_average_only_in", choices=NORMALISATIONS)
-    """none, or expected_average_only_in: inputs scaled so that their mean norm is sqrt(d_in)."""
-    apply_b_dec_to_input: bool = True
-    """Subtract the decoder's bias from the input before encoding."""
-    decoder_init_norm: float = key(0.1, above=0)
-    """Norm of each decoder row at the start; the encoder starts as the decoder transposed."""
-    mse_reduction: str = key("sum", choices=MSE_REDUCTIONS)
-    """sum or mean of the squared error over d_out (always a mean over tokens); published coefficients assume sum."""
-    dead_after_tokens: int = key(1_000_000, least=1)
-    """A latent that has not fired for this many training tokens counts as dead."""
-
-    def __post_init__(self) -> None:
-        """Check that the keys are this architecture's, and their ranges."""
-        if self.architecture != type(self).architecture:
-            raise UserError(
-                f"sae.architecture={self.architecture} does not go with the keys of {type(self).architecture}; "
-                f"choose the whole group with sae={self.architecture}"
-            )
-        super().__post_init__()
-
-    def resolve(self, d_in: int) -> int:
-        """Width of the SAE on activations of width `d_in`.
-
-        Raises:
-            UserError: A key that does not fit the width; the message names it.
-        """
-        return self.expansion * d_in if self.d_sae is None else self.d_sae
-
-
-@dataclass(frozen=True)
-class Step:
-    """An optimizer step, as the loss of a batch must know it."""
-
-    number: int = 0
-    """Steps done before it, for warm-ups."""
-    dead: Int[Tensor, " dead"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    """Indices of the dead latents, for terms that revive them. Indices and not a mask, since their number decides
-    shapes, which the host must know: the caller chooses when to pay for that."""
-    ranks: Ranks = ALONE
-    """The processes that have the other parts of the global batch."""
-    survey: Tensor | None = None
-    """What `SAE.survey` found, where the rank's part comes in parts itself."""
-
-
-@dataclass
-class Losses:
-    """What one batch yields: the terms to minimise, and what counters and logs need without another pass."""
-
-    terms: dict[str, Float[Tensor, ""]]
-    """Named loss terms with their coefficients applied, under the names of SAELens; `mse_loss` is always there."""
-    target: Float[Tensor, "token d_out"]
-    """Normalised target, detached."""
-    reconstruction: Float[Tensor, "token d_out"]
-    """Reconstruction of `target`, detached."""
-    fired: Float[Tensor, " d_sae"]
-    """Number of tokens of the batch on which each latent was active, detached."""
-    notes: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
-    """What else `after_step` and the logs want to know of the batch, by name, detached."""
-
-    @property
-    def total(self) -> Float[Tensor, ""]:
-        """Sum of the terms: what to call `backward` on."""
-        return torch.stack(list(self.terms.values())).sum()
-
-    @property
-    def l0(self) -> Float[Tensor, ""]:
-        """Active latents per token, mean over the batch."""
-        return self.fired.sum() / self.target.shape[0]
-
-
-@dataclass
-class Pass:
-    """What an architecture makes of one batch, with gradients; `SAE.loss` turns it into `Losses`."""
-
-    reconstruction: Float[Tensor, "token d_out"]
-    """Reconstruction of the target, in the normalised space."""
-    fired: Float[Tensor, " d_sae"]
-    """Number of tokens on which each latent was active, without gradient."""
-    terms: dict[str, Float[Tensor, ""]]
-    """Named terms besides `mse_loss`, with their coefficients applied."""
-    notes: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
-    """As in `Losses`."""
-
-
-def warm_up(step: int, steps: int) -> float:
-    """Return the part of a coefficient that holds in a step, counted from 0, while it rises linearly over `steps`."""
-    return min((step + 1) / max(steps, 1), 1.0)
+__all__ = ["SAE", "Losses", "Pass", "SAEConfig", "Step", "warm_up"]  # what an architecture's file needs
 
 
 class SAE(nn.Module, ABC):
-    """A sparse autoencoder (or transcoder, where `d_out` activations of another hook are predicted).
+    """A sparse autoencoder, or a transcoder, which predicts the activations of another hook.
 
     Args:
         cfg: The architecture's own configuration.
         d_in: Width of the activations that are encoded.
-        d_out: Width of the activations that are reconstructed; None is `d_in`.
+        d_out: Width of the activations that a transcoder predicts. Giving it makes one, also where it is d_in; None
+            makes an autoencoder.
     """
 
     config_class: ClassVar[type[SAEConfig]]
     """Configuration of this architecture; its `architecture` is the name of the file."""
     latent_parameters: ClassVar[tuple[str, ...]] = ("b_enc",)
-    """Parameters that hold a value per latent; they start at zero."""
+    """Parameters that hold a value per latent; the first is the bias that decides whether it is active."""
     b_enc: nn.Parameter
 
     def __init__(self, cfg: SAEConfig, d_in: int, d_out: int | None = None) -> None:
         super().__init__()
         self.cfg: Any = cfg  # Any: each architecture reads its own keys
+        self.is_transcoder = d_out is not None
         self.d_in, self.d_out, self.d_sae = d_in, d_out or d_in, cfg.resolve(d_in)
-        if cfg.apply_b_dec_to_input and self.d_out != d_in:
+        if self.is_transcoder and cfg.apply_b_dec_to_input:
             raise UserError(
-                f"sae.apply_b_dec_to_input=True does not go with a transcoder from width {d_in} to {self.d_out}; "
-                "set it to false"
+                "sae.apply_b_dec_to_input=True does not go with a transcoder, whose b_dec is of another hook than its "
+                "input; set it to false"
+            )
+        if cfg.skip_connection and not self.is_transcoder:
+            raise UserError(
+                "sae.skip_connection=True lets an autoencoder copy its input; set it to false, or make it a transcoder "
+                "with stream.target_hook"
             )
         self.metadata: dict[str, Any] = {}
         """What it was trained on, where it was loaded from an export."""
@@ -157,49 +67,78 @@ class SAE(nn.Module, ABC):
             self.register_parameter(name, nn.Parameter(torch.zeros(self.d_sae)))
         self.W_dec = nn.Parameter(torch.zeros(self.d_sae, self.d_out))
         self.b_dec = nn.Parameter(torch.zeros(self.d_out))
+        self.W_skip = nn.Parameter(torch.zeros(self.d_out, d_in)) if cfg.skip_connection else None
         self.norm_scale: Tensor
         self.register_buffer("norm_scale", torch.ones(()))
+        self.target_scale: Tensor
+        self.register_buffer("target_scale", torch.ones(()))
 
     @property
     def revives(self) -> bool:
         """Whether the loss makes use of the dead latents; their list costs a wait for the device in every step."""
-        return False
+        return self.cfg.dead_method in ("ghost", "auxk")
+
+    @property
+    def start_norm(self) -> float:
+        """Norm of a decoder row at the start."""
+        return 1.0 if self.cfg.normalize_sae_decoder else self.cfg.decoder_init_norm
 
     @torch.no_grad()
     def initialise(
-        self, generator: torch.Generator, *, mean: Float[Tensor, " d_out"] | None = None, norm_scale: float = 1.0
+        self,
+        generator: torch.Generator,
+        *,
+        mean: Float[Tensor, " d_out"] | None = None,
+        norm_scale: float = 1.0,
+        target_scale: float | None = None,
     ) -> None:
         """Set every weight: the same generator state gives the same weights.
 
         Args:
             generator: Source of the decoder's directions; the other weights follow from them.
-            mean: Mean of the raw activations, where `b_dec` starts; None is zero.
+            mean: Centre of the raw activations to reconstruct, where `b_dec` starts; None is zero.
             norm_scale: sqrt(d_in) / mean norm of the raw activations; ignored under `normalize_activations=none`.
+            target_scale: The same of a transcoder's target, with d_out; None: the target is scaled as the input is.
         """
-        self.norm_scale.fill_(1.0 if self.cfg.normalize_activations == "none" else norm_scale)
+        assert self.is_transcoder or target_scale is None
+        scales = (norm_scale, norm_scale if target_scale is None else target_scale)
+        for buffer, scale in zip((self.norm_scale, self.target_scale), scales, strict=True):
+            buffer.fill_(1.0 if self.cfg.normalize_activations == "none" else scale)
         rows = torch.randn(self.W_dec.shape, generator=generator, device=generator.device)
-        self.W_dec.copy_(self.cfg.decoder_init_norm * functional.normalize(rows, dim=1))
+        self.W_dec.copy_(self.start_norm * functional.normalize(rows, dim=1))
         # A transcoder's encoder reads another space, so it starts in directions of its own.
-        if self.d_in != self.d_out:
+        if self.is_transcoder:
             rows = torch.randn((self.d_sae, self.d_in), generator=generator, device=generator.device)
-        self.W_enc.copy_((self.cfg.decoder_init_norm * functional.normalize(rows, dim=1)).T)
+        self.W_enc.copy_((self.start_norm * functional.normalize(rows, dim=1)).T)
         for name in self.latent_parameters:
-            self.get_parameter(name).zero_()
+            self.get_parameter(name).fill_(self._start_of(name))
         self.b_dec.zero_()
         if mean is not None:
-            self.b_dec.copy_(mean.to(self.b_dec) * self.norm_scale)
+            self.b_dec.copy_(mean.to(self.b_dec) * self.target_scale)
+        if self.W_skip is not None:
+            self.W_skip.zero_()
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Activations of the latents, zero where inactive."""
         return self._activate(self._hidden_pre(self._centre(self._normalise(x))))
 
-    def decode(self, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_out"]:
-        """Reconstruction, in the units of the raw activations."""
-        return self._reconstruct(f) / self.norm_scale
+    def decode(
+        self, f: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*batch d_in"] | None = None
+    ) -> Float[Tensor, "*batch d_out"]:
+        """Reconstruction, in the units of the raw activations.
+
+        Args:
+            f: Activations of the latents.
+            x: Raw activations that were encoded, for the skip connection; None (and SAELens) leaves it out.
+        """
+        reconstruction = self._reconstruct(f)
+        if self.W_skip is not None and x is not None:
+            reconstruction = reconstruction + self._skip(self._normalise(x))
+        return reconstruction / self.target_scale
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Encode and decode."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), x)
 
     def loss(
         self,
@@ -214,12 +153,20 @@ class SAE(nn.Module, ABC):
             y: What to reconstruct: `x` itself for an autoencoder.
             step: The step that it is for.
         """
-        target = self._normalise(y)
-        done = self._pass(self._centre(self._normalise(x)), target, step)
+        normalised, target = self._normalise(x), self._normalise_target(y)
+        centred = self._centre(normalised)
+        # The latents are asked for what the skip connection leaves over, which is the same as adding it to all that
+        # they reconstruct, and no architecture needs to know of it.
+        skipped = None if self.W_skip is None else self._skip(normalised)
+        wanted = target if skipped is None else target - skipped
+        done = self._pass(centred, wanted, step)
+        terms = {"mse_loss": self._mse(wanted, done.reconstruction), **done.terms}
+        if self.cfg.dead_method == "ghost":
+            terms["ghost_grad_loss"] = self._ghost(centred, (wanted - done.reconstruction).detach(), step.dead)
         return Losses(
-            terms={"mse_loss": self._mse(target, done.reconstruction), **done.terms},
+            terms=terms,
             target=target.detach(),
-            reconstruction=done.reconstruction.detach(),
+            reconstruction=(done.reconstruction if skipped is None else done.reconstruction + skipped).detach(),
             fired=done.fired,
             notes=done.notes,
         )
@@ -234,12 +181,59 @@ class SAE(nn.Module, ABC):
         return None
 
     @torch.no_grad()
+    def before_step(self) -> None:
+        """Do what comes between the gradients, complete over all ranks, and their clipping.
+
+        Source: Bricken et al. 2023 (Towards Monosemanticity), on training: what a gradient says about the norm of a
+        decoder row that is held at 1 would only disturb Adam's moments.
+        """
+        if self.cfg.normalize_sae_decoder:
+            assert self.W_dec.grad is not None
+            rows = functional.normalize(self.W_dec, dim=1)
+            self.W_dec.grad.sub_((self.W_dec.grad * rows).sum(1, keepdim=True) * rows)
+
+    @torch.no_grad()
     def after_step(self, losses: Losses) -> None:
-        """Do what follows an optimizer step: constraints on the weights, averages over steps. Nothing by itself.
+        """Do what follows an optimizer step: constraints on the weights, averages over steps.
 
         Args:
             losses: What `loss` returned for the step.
         """
+        if self.cfg.normalize_sae_decoder:
+            self.W_dec.copy_(functional.normalize(self.W_dec, dim=1))
+
+    @torch.no_grad()
+    def resample(
+        self,
+        x: Float[Tensor, "token d_in"],
+        y: Float[Tensor, "token d_out"],
+        errors: Float[Tensor, " token"],
+        latents: Int[Tensor, " dead"],
+        generator: torch.Generator,
+    ) -> Int[Tensor, " reset"]:
+        """Give dead latents new weights, from rows that are reconstructed badly; every rank is given the same.
+
+        A latent's encoder row takes the direction of a row's input, and its decoder row that of an autoencoder's input,
+        centred, or of what a transcoder's prediction lacks. Where more latents are dead than rows have an error, the
+        last of them wait for the next time.
+
+        Source: Bricken et al. 2023 (Towards Monosemanticity), appendix on neuron resampling.
+
+        Args:
+            x: Raw activations.
+            y: What to reconstruct.
+            errors: Squared error of each row.
+            latents: Indices of the dead latents.
+            generator: A generator of the CPU.
+
+        Returns:
+            The latents that were reset; the optimizer's moments of them (see `latent_axis`) are the caller's to reset.
+        """
+        return dead.resample(self, x, y, errors, latents, generator)
+
+    def latent_axis(self, name: str) -> int | None:
+        """Which axis of a parameter counts latents; None: none does."""
+        return {"W_enc": 1, "W_dec": 0, **dict.fromkeys(self.latent_parameters, 0)}.get(name)
 
     @abstractmethod
     def _pass(
@@ -252,7 +246,8 @@ class SAE(nn.Module, ABC):
 
         Args:
             centred: Normalised and centred input, as `_hidden_pre` takes it.
-            target: Normalised target, for terms that compare something else with it than the reconstruction.
+            target: Normalised target, less what a skip connection gives, for terms that compare something else with it
+                than the reconstruction.
             step: As in `loss`.
         """
 
@@ -260,8 +255,15 @@ class SAE(nn.Module, ABC):
     def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """Latents from pre-activations."""
 
+    def _start_of(self, name: str) -> float:
+        """Value of a latent's parameter at the start."""
+        return 0.0
+
     def _normalise(self, x: Tensor) -> Tensor:
         return x.to(self.W_enc.dtype) * self.norm_scale
+
+    def _normalise_target(self, y: Tensor) -> Tensor:
+        return y.to(self.W_dec.dtype) * self.target_scale
 
     def _centre(self, x: Tensor) -> Tensor:
         return x - self.b_dec if self.cfg.apply_b_dec_to_input else x
@@ -274,17 +276,32 @@ class SAE(nn.Module, ABC):
         """Reconstruction in the normalised space."""
         return f @ self.W_dec + self.b_dec
 
+    def _skip(self, normalised: Tensor) -> Tensor:
+        assert self.W_skip is not None
+        return functional.linear(normalised, self.W_skip)
+
+    def _ghost(self, centred: Tensor, residual: Tensor, latents: Tensor) -> Tensor:
+        """Ghost gradients (see `saes.dead`); products are dense over the dead latents alone."""
+        if not len(latents):
+            return residual.new_zeros(())
+        bias = self.get_parameter(self.latent_parameters[0])
+        hidden_pre = functional.linear(centred, self.W_enc.T.index_select(0, latents), bias.index_select(0, latents))
+        errors = dead.ghost_error(hidden_pre, self.W_dec.index_select(0, latents), residual)
+        return errors.mean() / (1 if self.cfg.mse_reduction == "sum" else self.d_out)
+
     def _mse(self, target: Tensor, reconstruction: Tensor) -> Tensor:
         squared = (target - reconstruction).square()
         return squared.sum(-1).mean() if self.cfg.mse_reduction == "sum" else squared.mean()
 
     def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Configuration (as SAELens names it) and float64 weights that do the same without a normalisation."""
-        scale = self.norm_scale.detach().double()
+        scale, target_scale = self.norm_scale.detach().double(), self.target_scale.detach().double()
         weights = {name: value.detach().double() for name, value in self.named_parameters()}
         weights["W_enc"] = weights["W_enc"] * scale
-        weights["W_dec"] = weights["W_dec"] / scale
-        weights["b_dec"] = weights["b_dec"] / scale
+        weights["W_dec"] = weights["W_dec"] / target_scale
+        weights["b_dec"] = weights["b_dec"] / target_scale
+        if self.W_skip is not None:
+            weights["W_skip"] = weights["W_skip"] * (scale / target_scale)
         values = {
             "architecture": self.cfg.architecture,
             "d_in": self.d_in,
@@ -292,6 +309,7 @@ class SAE(nn.Module, ABC):
             "apply_b_dec_to_input": self.cfg.apply_b_dec_to_input,
             "normalize_activations": "none",
             "reshape_activations": "none",
+            **({"d_out": self.d_out} if self.is_transcoder else {}),
         }
         return values, weights
 

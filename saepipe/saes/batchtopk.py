@@ -76,6 +76,7 @@ class BatchTopKSAE(RankedSAE):
     @torch.no_grad()
     def after_step(self, losses: Losses) -> None:
         """Move the threshold towards the smallest activation that was kept."""
+        super().after_step(losses)
         smallest = losses.notes["topk_threshold"].to(self.threshold.dtype)
         moved = self.threshold.lerp(smallest, self.cfg.topk_threshold_lr)
         self.threshold.copy_(torch.where(smallest > 0, moved, self.threshold))

@@ -70,25 +70,20 @@ class JumpReLUSAE(SAE):
 
     @property
     def revives(self) -> bool:
-        """Whether the pre-activation loss is on."""
-        return bool(self.cfg.pre_act_loss_coefficient)
-
-    @torch.no_grad()
-    def initialise(
-        self, generator: torch.Generator, *, mean: Float[Tensor, " d_out"] | None = None, norm_scale: float = 1.0
-    ) -> None:
-        """Set every weight."""
-        super().initialise(generator, mean=mean, norm_scale=norm_scale)
-        self.threshold.fill_(self.cfg.init_threshold)
+        """Whether a term for dead latents is on; the pre-activation loss is one."""
+        return super().revives or bool(self.cfg.pre_act_loss_coefficient)
 
     def _pass(self, centred: Tensor, target: Tensor, step: Step) -> Pass:
         hidden_pre = self._hidden_pre(centred)
         f = self._activate(hidden_pre)
         weight = warm_up(step.number, self.cfg.l0_warm_up_steps) * self.cfg.l0_coefficient
         terms = {"l0_loss": weight * self._sparsity(hidden_pre, f)}
-        if self.revives:
+        if self.cfg.pre_act_loss_coefficient:
             terms["pre_act_loss"] = self._pre_act(hidden_pre, step.dead)
         return Pass(self._reconstruct(f), (f.detach() > 0).sum(0, dtype=torch.float32), terms)
+
+    def _start_of(self, name: str) -> float:
+        return self.cfg.init_threshold if name == "threshold" else super()._start_of(name)
 
     def _sparsity(self, hidden_pre: Tensor, f: Tensor) -> Tensor:
         if self.cfg.sparsity_loss == "tanh":
@@ -109,6 +104,7 @@ class JumpReLUSAE(SAE):
     @torch.no_grad()
     def after_step(self, losses: Losses) -> None:
         """Keep the thresholds from falling below 0, where negative pre-activations would pass."""
+        super().after_step(losses)
         self.threshold.clamp_(min=0)
 
 

@@ -30,17 +30,26 @@ class L1SAE(SAE):
     """
 
     def initialise(
-        self, generator: torch.Generator, *, mean: Float[Tensor, " d_out"] | None = None, norm_scale: float = 1.0
+        self,
+        generator: torch.Generator,
+        *,
+        mean: Float[Tensor, " d_out"] | None = None,
+        norm_scale: float = 1.0,
+        target_scale: float | None = None,
     ) -> None:
-        """Set every weight, and say where the penalty looks like one for the other `mse_reduction`."""
-        super().initialise(generator, mean=mean, norm_scale=norm_scale)
+        """Set every weight, and say what squared error the penalty is weighed against, and where it looks mistaken."""
+        super().initialise(generator, mean=mean, norm_scale=norm_scale, target_scale=target_scale)
         cfg, mean_squares = self.cfg, self.cfg.mse_reduction == "mean"
+        log.info(
+            "sae.l1_coefficient=%g is weighed against the squared error's %s over %d channels (sae.mse_reduction)",
+            *(cfg.l1_coefficient, cfg.mse_reduction, self.d_out),
+        )
         if cfg.l1_coefficient > 0 and (cfg.l1_coefficient > 0.05 if mean_squares else cfg.l1_coefficient < 0.01):
             usual = "1e-4" if mean_squares else "1"
             log.warning(
                 "sae.l1_coefficient=%g is unusual with sae.mse_reduction=%s, where published values are of order %s; "
-                "between sum and mean they differ by a factor of d_in, here %d",
-                *(cfg.l1_coefficient, cfg.mse_reduction, usual, self.d_in),
+                "between sum and mean they differ by a factor of d_out, here %d",
+                *(cfg.l1_coefficient, cfg.mse_reduction, usual, self.d_out),
             )
 
     def _l1(self, f: Float[Tensor, "token d_sae"], step: int) -> Float[Tensor, ""]:

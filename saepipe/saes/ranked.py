@@ -13,8 +13,9 @@ from saepipe import sparse
 from saepipe.errors import UserError
 from saepipe.keys import key
 from saepipe.saes.base import SAE, Pass, SAEConfig, Step
+from saepipe.saes.config import DEAD_METHODS
 
-DEAD_METHODS = ("none", "auxk")
+RANKED_DEAD_METHODS = (*DEAD_METHODS, "auxk")
 
 
 @dataclass
@@ -23,8 +24,8 @@ class RankedConfig(SAEConfig):
 
     rescale_acts_by_decoder_norm: bool = True
     """Rank latents by pre-activation times norm of the decoder row, since the norms drift in training."""
-    dead_method: str = key("auxk", choices=DEAD_METHODS)
-    """none, or auxk: dead latents learn to predict what the live ones leave over."""
+    dead_method: str = key("auxk", choices=RANKED_DEAD_METHODS)
+    """auxk: dead latents learn to predict what the live ones leave over; or none, ghost or resample, as everywhere."""
     aux_loss_coefficient: float = key(1.0, least=0)
     """Weight of the auxiliary term of auxk."""
 
@@ -57,11 +58,6 @@ class RankedSAE(SAE):
     not divided by the variance, k_aux is d_in // 2, and the term shrinks where fewer latents than k_aux are dead.
     """
 
-    @property
-    def revives(self) -> bool:
-        """Whether the auxiliary term is on."""
-        return self.cfg.dead_method == "auxk"
-
     @abstractmethod
     def _keep(self, ranked: Float[Tensor, "token d_sae"], step: Step) -> Kept:
         """Choose the largest latents of a training batch, without a gradient."""
@@ -76,7 +72,7 @@ class RankedSAE(SAE):
         f = torch.relu(sparse.select(pre, kept.indices, centred, self.W_enc.T, self.b_enc, kept.offsets))
         reconstruction = sparse.decode(f, kept.indices, self.W_dec, kept.offsets) + self.b_dec
         terms = self._inner(f, kept, target)
-        if self.revives:
+        if self.cfg.dead_method == "auxk":
             terms["auxiliary_reconstruction_loss"] = self._aux(
                 centred, (target - reconstruction).detach(), step.dead, norm
             )

@@ -9,33 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from torch import Tensor
+from small_saes import D_IN, D_SAE, DEAD, TOKENS, data, make
 
 from saepipe import export, saes
-from saepipe.errors import UserError
 from saepipe.saes.base import SAE, Step
 
 CONF = Path(__file__).parents[2] / "conf" / "sae"
-D_IN, D_SAE, TOKENS = 16, 48, 32
-DEAD = torch.tensor([0, 3, 5])
 
 pytestmark = pytest.mark.parametrize("name", saes.registered())
-
-
-def make(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> SAE:
-    cls = saes.architecture(name)
-    sae = cls(cls.config_class(d_sae=D_SAE), D_IN)
-    sae.initialise(torch.Generator().manual_seed(seed), mean=data().mean(0), norm_scale=0.4)
-    with torch.no_grad():  # as after some training: no two rows of the same norm
-        sae.W_dec.mul_(torch.linspace(0.5, 2, D_SAE)[:, None])
-        for vector in sae.latent_parameters:
-            lowest = 0 if vector == "threshold" else -0.1
-            sae.get_parameter(vector).copy_(torch.linspace(lowest, 0.1, D_SAE))
-    return sae.to(dtype)
-
-
-def data(*shape: int) -> Tensor:
-    return 3 * torch.randn(*(shape or (TOKENS,)), D_IN, generator=torch.Generator().manual_seed(5)) + 1
 
 
 def test_configuration_and_yaml_have_the_same_keys_and_values(name: str) -> None:
@@ -90,16 +71,36 @@ def test_loss_gives_finite_gradients_and_what_the_logs_need(name: str) -> None:
     torch.testing.assert_close(losses.reconstruction / sae.norm_scale, sae(x))
 
 
-def test_transcoder_has_widths_of_its_own(name: str) -> None:
-    cls, x = saes.architecture(name), data()
-    with pytest.raises(UserError, match=r"sae\.apply_b_dec_to_input=True"):
-        cls(cls.config_class(d_sae=D_SAE), D_IN, 10)
-    sae = cls(cls.config_class(d_sae=D_SAE, apply_b_dec_to_input=False), D_IN, 10)
-    sae.initialise(torch.Generator().manual_seed(0), mean=torch.ones(10))
-    losses = sae.loss(x, x[:, :10], Step(dead=DEAD))
+def test_decoder_rows_are_held_at_norm_one_where_asked(name: str) -> None:
+    sae, x = make(name, normalize_sae_decoder=True), data()
+    fresh = saes.architecture(name)(sae.cfg, D_IN)
+    fresh.initialise(torch.Generator().manual_seed(0))
+    torch.testing.assert_close(fresh.W_dec.norm(dim=1), torch.ones(D_SAE))
+    losses = sae.loss(x, x, Step(dead=DEAD))
     losses.total.backward()
-    assert losses.reconstruction.shape == sae(x).shape == (TOKENS, 10)
-    assert all(p.grad is not None and p.grad.shape == p.shape and p.grad.any() for p in sae.parameters())
+    assert sae.W_dec.grad is not None
+    before, rows = sae.W_dec.grad.clone(), sae.W_dec.detach()
+    sae.before_step()
+    along = (sae.W_dec.grad * rows).sum(1)
+    torch.testing.assert_close(along, torch.zeros(D_SAE), rtol=0, atol=1e-5 * float(before.norm()))
+    removed = before - sae.W_dec.grad
+    assert removed.norm() > 1e-3 * before.norm()
+    torch.testing.assert_close(removed, (removed * rows).sum(1, keepdim=True) * rows / rows.square().sum(1)[:, None])
+    direction = rows / rows.norm(dim=1, keepdim=True)
+    sae.after_step(losses)
+    torch.testing.assert_close(sae.W_dec.detach(), direction)
+
+
+def test_decoder_rows_are_free_by_default(name: str) -> None:
+    sae, x = make(name), data()
+    losses = sae.loss(x, x, Step(dead=DEAD))
+    losses.total.backward()
+    assert sae.W_dec.grad is not None
+    gradient, rows = sae.W_dec.grad.clone(), sae.W_dec.detach().clone()
+    sae.before_step()
+    sae.after_step(losses)
+    assert torch.equal(sae.W_dec.grad, gradient)
+    assert torch.equal(sae.W_dec, rows)
 
 
 def test_training_lowers_the_loss(name: str) -> None:
@@ -132,8 +133,9 @@ def test_fused_adam_steps_as_plain_adam_on_contiguous_weights(name: str) -> None
         torch.testing.assert_close(value, plain[key])
 
 
-def test_bfloat16_autocast_trains_float32_weights(name: str) -> None:
-    sae, x = make(name), data()
+@pytest.mark.parametrize("keys", [{}, {"dead_method": "ghost"}], ids=str)
+def test_bfloat16_autocast_trains_float32_weights(name: str, keys: dict[str, str]) -> None:
+    sae, x = make(name, **keys), data()
     exact = sae.loss(x, x, Step(dead=DEAD))
     with torch.autocast("cpu", torch.bfloat16):
         losses = sae.loss(x, x, Step(dead=DEAD))
@@ -175,7 +177,7 @@ def test_export_does_the_same_on_raw_activations(name: str, dtype: torch.dtype, 
     f = sae.encode(x)
     torch.testing.assert_close(loaded.encode(x), f, rtol=limit, atol=limit)
     torch.testing.assert_close(loaded.decode(f), sae.decode(f), rtol=limit, atol=10 * limit)
-    assert loaded.norm_scale == 1
+    assert loaded.norm_scale == loaded.target_scale == 1
     assert loaded.metadata["hook_name"] == "blocks.0.hook_resid_post"
 
 

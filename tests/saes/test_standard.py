@@ -42,11 +42,27 @@ def test_penalty_warms_up_linearly() -> None:
 
 @pytest.mark.parametrize(
     ("reduction", "coefficient", "warned"),
-    [("sum", 1.0, False), ("sum", 1e-4, True), ("mean", 1e-4, False), ("mean", 1.0, True), ("sum", 0.0, False)],
+    [
+        ("sum", 1.0, False),
+        ("sum", 5.0, False),
+        ("sum", 1e-4, True),
+        ("sum", 8e-5, True),
+        ("mean", 1e-4, False),
+        ("mean", 8e-5, False),
+        ("mean", 1.0, True),
+        ("mean", 5.0, True),
+        ("sum", 0.0, False),
+        ("mean", 0.0, False),
+    ],
 )
 def test_penalty_of_the_other_convention_is_pointed_out(
     reduction: str, coefficient: float, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, logger="saepipe"):
+    with caplog.at_level(logging.INFO, logger="saepipe"):
         make(mse_reduction=reduction, l1_coefficient=coefficient)
-    assert ("sae.l1_coefficient" in caplog.text) == warned
+    said, *warnings = caplog.records
+    words = f"sae.l1_coefficient={coefficient:g} is weighed against the squared error's {reduction} over 6 channels"
+    assert words in said.getMessage()
+    assert said.levelno == logging.INFO
+    assert [record.levelno for record in warnings] == [logging.WARNING] * warned
+    assert all("differ by a factor of d_out, here 6" in record.getMessage() for record in warnings)
