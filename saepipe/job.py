@@ -109,7 +109,13 @@ class Job:
             sae.double()  # before a checkpoint is loaded, which would lose half of its bits
         train = config.train
         return Point(
-            sae, config.optim, total_steps=self.total_steps, micro_batches=train.micro_batches, compile=train.compile
+            sae,
+            config.optim,
+            total_steps=self.total_steps,
+            lanes=stream.lanes,
+            seed=train.seed,
+            micro_batches=train.micro_batches,
+            compile=train.compile,
         )
 
     def _restore(self, points: Sequence[Point]) -> tuple[int, list[dict[str, float]]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from saepipe.config import OptimConfig
+from saepipe.permutation import derive_key
 from saepipe.ranks import ALONE, Ranks
 from saepipe.saes.base import SAE, Losses, Step
 from saepipe.schedule import learning_rate
@@ -46,6 +47,8 @@ class Point(nn.Module):
         sae: The SAE, initialised.
         optim: Adam's settings and the course of the learning rate.
         total_steps: Steps of the whole run.
+        lanes: Number of lanes of the stream, which tell the order of a global batch.
+        seed: Seed of what is drawn at random on the way.
         micro_batches: Parts that a rank takes its share of a batch in.
         compile: Compile the loss.
     """
@@ -55,11 +58,19 @@ class Point(nn.Module):
     broken: Tensor
 
     def __init__(
-        self, sae: SAE, optim: OptimConfig, *, total_steps: int, micro_batches: int = 1, compile: bool = False
+        self,
+        sae: SAE,
+        optim: OptimConfig,
+        *,
+        total_steps: int,
+        lanes: int = 1,
+        seed: int = 0,
+        micro_batches: int = 1,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.sae, self.optim = sae, optim
-        self._total_steps, self._micro_batches = total_steps, micro_batches
+        self._total_steps, self._lanes, self._seed, self._micro_batches = total_steps, lanes, seed, micro_batches
         self.register_buffer("tokens_since_fired", torch.zeros(sae.d_sae, dtype=torch.int64))
         self.register_buffer("density", torch.zeros(sae.d_sae))
         # 1 once a loss was not finite: from then on no step changes anything.
@@ -126,6 +137,8 @@ class Point(nn.Module):
             self.optimizer.found_inf = self.broken.float()  # type: ignore[attr-defined]  # fused Adam then changes nothing
             self.optimizer.step()
             self._follow(done[-1], batch, number)
+            if self.sae.cfg.resamples(number + 1) and not self.broken:
+                self._resample(x, y, done, number)
         return batch, norm
 
     def _backward(self, parts: list[Part], step: Step) -> Iterator[Losses]:
@@ -160,6 +173,19 @@ class Point(nn.Module):
         self.density.lerp_((batch.fired / batch.tokens).to(self.density.dtype), weight)
         for value, old in zip(counted, before, strict=True):
             value.copy_(torch.where(self.broken > 0, old, value))
+
+    def _resample(self, x: Tensor, y: Tensor, done: list[Losses], number: int) -> None:
+        """Give the dead latents new weights, from the global batch of the step that was just taken."""
+        assert self.optimizer is not None
+        errors = torch.cat([(part.target - part.reconstruction).square().sum(1) for part in done])
+        rows = [self._ranks.lanes(each, self._lanes) for each in (x, y, errors)]
+        generator = torch.Generator().manual_seed(derive_key("resample", self._seed, number))
+        reset = self.sae.resample(rows[0], rows[1], rows[2], self.dead.nonzero().squeeze(1), generator)
+        self.tokens_since_fired[reset] = 0
+        for name, parameter in self.sae.named_parameters():
+            if (axis := self.sae.latent_axis(name)) is not None:
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    self.optimizer.state[parameter][moment].index_fill_(axis, reset, 0)
 
     def metrics(self, batch: Batch, grad_norm: Tensor, number: int) -> dict[str, float]:
         """Name what is logged of a step, as SAELens names it; waits for the device once."""

@@ -50,6 +50,9 @@ def test_ranks_equal_one(trained: tuple[str, Path], case: str, world: int) -> No
         worst = max(worst, float(difference / norm) if norm > 0 else float(difference))
     print(f"{precision} {case} on {world} ranks: {worst:.1e}")
     assert worst <= limit
+    if not case.endswith("-none"):
+        plain = small_runs.tensors(folder / "1" / f"{case.split('-')[0]}-none")
+        assert not torch.equal(plain["sae.W_dec"], one["sae.W_dec"]), "nothing was revived"
     names, *rows = csv.reader((folder / "1" / case / "metrics.csv").read_text().splitlines())
     assert any(float(row[names.index("sparsity/dead_features")]) > 0 for row in rows), "no latent was ever dead"
 
