@@ -4,7 +4,6 @@ All ranks decide alike whether something is due; the first rank does it.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +13,7 @@ from saepipe import checkpoints
 from saepipe.module import SAEModule
 from saepipe.point import Point
 from saepipe.ranks import Ranks
+from saepipe.runs import Run
 
 
 class Measurements(pl.Callback):
@@ -63,14 +63,14 @@ class Checkpoints(pl.Callback):
     """Saves every so many steps, at the end and where a signal stops the run; keeps the newest two.
 
     Args:
-        folders: Where each point's go.
+        runs: Where each point's go.
         every_steps: Steps between two.
         ranks: The ranks.
         identity: Identity of the store, which a checkpoint is of use with only.
     """
 
-    def __init__(self, folders: Sequence[Path], every_steps: int, ranks: Ranks, identity: str) -> None:
-        self._folders, self._every_steps, self._ranks, self._identity = folders, every_steps, ranks, identity
+    def __init__(self, runs: Sequence[Run], every_steps: int, ranks: Ranks, identity: str) -> None:
+        self._runs, self._every_steps, self._ranks, self._identity = runs, every_steps, ranks, identity
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Save where it is due."""
@@ -81,7 +81,7 @@ class Checkpoints(pl.Callback):
         module.refuse_non_finite()
         if self._ranks.rank == 0:
             states = {
-                self._folders[at]: {
+                self._runs[at].checkpoints: {
                     **point.state(),
                     "steps_done": module.steps_done,
                     "last_metrics": module.last_metrics[at],
@@ -90,6 +90,8 @@ class Checkpoints(pl.Callback):
                 for at, point in module.unbroken()
             }
             checkpoints.save(states, module.steps_done)
+            for at, why in module.failures.items():
+                self._runs[at].fail(why)
         if module.stopped:  # a scheduler ends all ranks when one has ended
             self._ranks.sum(torch.zeros(1, device=module.device))
 

@@ -79,6 +79,7 @@ class Job:
         module = SAEModule(
             points,
             self.stream_of,
+            [str(run.folder) for run in self.runs],
             ranks,
             total_steps=self.total_steps,
             steps_done=begin,
@@ -105,6 +106,13 @@ class Job:
             norm_scale=self.store.statistics(stream.hook).norm_scale,
             target_scale=self.store.statistics(target).norm_scale if target else None,
         )
+        if config.train.compile and sae.sparse_step:
+            raise UserError(
+                f"train.compile=true does not go with sae={config.sae.architecture}, whose sparse step it would only "
+                "slow down; leave it out"
+            )
+        if config.train.init_from:
+            sae.adopt(export.load(config.train.init_from))
         if config.trainer.precision == "64-true":
             sae.double()  # before a checkpoint is loaded, which would lose half of its bits
         train = config.train
@@ -174,10 +182,9 @@ class Job:
         if train.evaluate_every_steps:
             found.append(Measurements(self._measure, train.evaluate_every_steps, ranks))
         if train.n_checkpoints:
-            due = {steps * (number + 1) // (train.n_checkpoints + 1) for number in range(train.n_checkpoints)}
+            due = {steps * number // (train.n_checkpoints + 1) for number in range(1, train.n_checkpoints + 1)}
             found.append(Exports(self._export_step, due, ranks))
-        folders = [run.checkpoints for run in self.runs]
-        return [*found, Checkpoints(folders, train.checkpoint_every_steps, ranks, self.store.plan.identity)]
+        return [*found, Checkpoints(self.runs, train.checkpoint_every_steps, ranks, self.store.plan.identity)]
 
     def _measure(self, at: int, point: Point) -> dict[str, float]:
         stream = self.streams[self.stream_of[at]]
@@ -220,8 +227,6 @@ class Job:
                 }
             )
             log.info("trained at %s tokens/s; the SAE is in %s", f"{tokens / seconds:,.0f}", run.sae_folder)
-        for at, failure in module.failures.items():
-            self.runs[at].fail(failure)
 
     def _summary(self, at: int, module: SAEModule) -> dict[str, Any]:
         """Say what was trained, on what, by what, and how it went."""

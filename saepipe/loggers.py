@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from torch import Tensor
 
 from saepipe import durable
 from saepipe.config import RunConfig
@@ -110,29 +112,45 @@ def opened(config: RunConfig, start_step: int) -> Iterator[list[Logger]]:
                 logger.experiment.finish(exit_code=int(failed))
 
 
+def log_density(logger: Logger, density: Float[Tensor, " d_sae"], step: int) -> None:
+    """Show how often latents fire, as a histogram of log10, where the logger has pictures.
+
+    Args:
+        logger: The logger.
+        density: Fraction of tokens on which each latent fires.
+        step: Steps done.
+    """
+    logs = (density + 1e-10).log10().cpu()
+    if isinstance(logger, WandbLogger):
+        import wandb
+
+        logger.log_metrics({"plots/feature_density_line_chart": wandb.Histogram(logs.numpy())}, step)
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_histogram("plots/feature_density_line_chart", logs, step)
+
+
 def _wandb(config: RunConfig, folder: Path) -> Logger:
     """Open a W&B run whose id is a hash of the run's folder, so that a resumed run continues its own charts."""
     try:
         import wandb
     except ImportError:
         raise UserError("logger=wandb needs the package wandb; pip install wandb, or logger=csv") from None
-    run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    logger = WandbLogger(
-        name=config.run.dir,
-        id=run_id,
-        project=config.logger.project,
-        entity=config.logger.entity,
-        save_dir=str(folder),
-        offline=config.logger.offline,
-        resume="allow",
-    )
     try:
-        logger.experiment  # noqa: B018  (starts the run: a missing key is told now, not after the first steps)
+        run = wandb.init(
+            name=config.run.dir,
+            id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
+            project=config.logger.project,
+            entity=config.logger.entity,
+            dir=str(folder),
+            mode="offline" if config.logger.offline else None,
+            resume="allow",
+            reinit="create_new",  # the points of a grid have a run each
+        )
     except wandb.errors.Error as error:
         raise UserError(
             f"logger=wandb cannot start ({str(error).splitlines()[0]}); run `wandb login`, or set logger.offline=true"
         ) from error
-    return logger
+    return WandbLogger(experiment=run)
 
 
 def _tensorboard(folder: Path) -> Logger:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from saepipe import progress
 from saepipe.errors import UserError
+from saepipe.loggers import log_density
 from saepipe.point import Part, Point
 from saepipe.ranks import Ranks
 from saepipe.stream import Stream
@@ -50,6 +51,7 @@ class SAEModule(pl.LightningModule):
     Args:
         points: What is trained.
         streams: Number of the stream that each point's batches come from.
+        names: What the points are called.
         ranks: The processes that share each batch.
         total_steps: Steps of the whole run.
         steps_done: Steps done before.
@@ -60,6 +62,7 @@ class SAEModule(pl.LightningModule):
         self,
         points: Sequence[Point],
         streams: Sequence[int],
+        names: Sequence[str],
         ranks: Ranks,
         *,
         total_steps: int,
@@ -78,7 +81,7 @@ class SAEModule(pl.LightningModule):
         """Numbers of the points that are frozen, since something was not finite -> what, and the cure."""
         self.stopped: int | None = None
         """The signal that ended the run before its last step."""
-        self._ranks, self._streams = ranks, streams
+        self._ranks, self._streams, self._names = ranks, streams, names
         self._last_log: tuple[float, int] | None = None
 
     @property
@@ -154,7 +157,7 @@ class SAEModule(pl.LightningModule):
         self.failures[at] = f"{what}; {point.cure()}"
         if len(self.failures) == len(self.trained):
             raise UserError(self.failures[at])
-        log.warning("point %s of %s is frozen, the others go on: %s", at + 1, len(self.trained), what)
+        log.warning("%s is frozen, the others go on: %s", self._names[at], what)
 
     def _log(self, at: int, metrics: dict[str, float], tokens: int) -> None:
         """Log a step's figures, with the pace."""
@@ -164,6 +167,8 @@ class SAEModule(pl.LightningModule):
             metrics["details/tokens_per_s"] = rate
             metrics["details/seconds_left"] = (self.total_steps - self.steps_done - 1) * tokens / rate
         self.log_row(at, metrics, step=self.steps_done + 1)
+        for logger in self.point_loggers[at]:
+            log_density(logger, self.trained[at].density, self.steps_done + 1)
 
     def log_row(self, at: int, metrics: dict[str, float], *, step: int) -> None:
         """Send figures to the loggers of a point, and keep them for its summary.

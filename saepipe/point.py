@@ -77,6 +77,7 @@ class Point(nn.Module):
         self.register_buffer("broken", torch.zeros(()))
         self.optimizer: torch.optim.Optimizer | None = None
         self._optimizer_state: dict[str, Any] | None = None
+        self._compiled = compile
         self._loss: Callable[..., Losses] = torch.compile(sae.loss) if compile else sae.loss
         self._ranks = ALONE
         self._reducer: DistributedDataParallel | None = None
@@ -121,7 +122,7 @@ class Point(nn.Module):
         """
         assert self.optimizer is not None
         parts: list[Part] = list(zip(x.chunk(self._micro_batches), y.chunk(self._micro_batches), strict=True))
-        step = Step(number, self._to_revive(), self._ranks)
+        step = Step(torch.tensor(number) if self._compiled else number, self._to_revive(), self._ranks)
         if len(parts) > 1:
             step = replace(step, survey=self.sae.survey([part for part, _ in parts], step))
         self.optimizer.zero_grad()

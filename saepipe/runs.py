@@ -33,6 +33,8 @@ DECIDES_WEIGHTS = (
     "stream.seed",
     "train.tokens",
     "train.seed",
+    "train.init_from",
+    "train.compile",
     "trainer.precision",
     "data.exclude_special_tokens",
 )

@@ -2,10 +2,11 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 
 from saepipe import entry
 from saepipe.errors import UserError
-from saepipe.loggers import CSVMetrics, close, open_loggers
+from saepipe.loggers import CSVMetrics, log_density, open_loggers, opened
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -56,12 +57,10 @@ def test_a_torn_last_row_is_dropped(tmp_path: Path, tail: bytes) -> None:
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
 def test_other_loggers_write_beside_the_csv(tmp_path: Path, logger: str) -> None:
     config = entry.load_config("train", [f"run.dir={tmp_path}", f"logger={logger}", "logger.offline=true"])
-    opened = open_loggers(config, start_step=0)
-    try:
-        for log in opened:
+    with opened(config, start_step=0) as found:
+        for log in found:
             log.log_metrics({"loss": 0.5}, step=1)
-    finally:
-        close(opened, failed=False)
+            log_density(log, torch.rand(64), 1)
     assert rows(tmp_path / "metrics.csv")
     assert [path for path in (tmp_path / logger).rglob("*") if path.is_file()]
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from saepipe.errors import UserError
-from saepipe.saes import dead
+from saepipe.saes import dead, start
 from saepipe.saes.config import SAEConfig
 from saepipe.saes.step import Losses, Pass, Step, warm_up
 
@@ -42,6 +42,8 @@ class SAE(nn.Module, ABC):
     """Configuration of this architecture; its `architecture` is the name of the file."""
     latent_parameters: ClassVar[tuple[str, ...]] = ("b_enc",)
     """Parameters that hold a value per latent; the first is the bias that decides whether it is active."""
+    sparse_step: ClassVar[bool] = False
+    """Whether a training step is sparse after the encoder's product."""
     b_enc: nn.Parameter
 
     def __init__(self, cfg: SAEConfig, d_in: int, d_out: int | None = None) -> None:
@@ -100,23 +102,19 @@ class SAE(nn.Module, ABC):
             norm_scale: sqrt(d_in) / mean norm of the raw activations; ignored under `normalize_activations=none`.
             target_scale: The same of a transcoder's target, with d_out; None: the target is scaled as the input is.
         """
-        assert self.is_transcoder or target_scale is None
-        scales = (norm_scale, norm_scale if target_scale is None else target_scale)
-        for buffer, scale in zip((self.norm_scale, self.target_scale), scales, strict=True):
-            buffer.fill_(1.0 if self.cfg.normalize_activations == "none" else scale)
-        rows = torch.randn(self.W_dec.shape, generator=generator, device=generator.device)
-        self.W_dec.copy_(self.start_norm * functional.normalize(rows, dim=1))
-        # A transcoder's encoder reads another space, so it starts in directions of its own.
-        if self.is_transcoder:
-            rows = torch.randn((self.d_sae, self.d_in), generator=generator, device=generator.device)
-        self.W_enc.copy_((self.start_norm * functional.normalize(rows, dim=1)).T)
-        for name in self.latent_parameters:
-            self.get_parameter(name).fill_(self._start_of(name))
-        self.b_dec.zero_()
-        if mean is not None:
-            self.b_dec.copy_(mean.to(self.b_dec) * self.target_scale)
-        if self.W_skip is not None:
-            self.W_skip.zero_()
+        start.initialise(self, generator, mean, norm_scale, target_scale)
+
+    def adopt(self, other: "SAE") -> None:
+        """Take the weights of another SAE, in the place of those that `initialise` set; its scales stay.
+
+        Args:
+            other: One that does the same on raw activations afterwards; where latents are kept by their rank, as far as
+                their decoder rows' norms agree.
+
+        Raises:
+            UserError: Its widths or weights do not fit this one.
+        """
+        start.adopt(self, other)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Activations of the latents, zero where inactive."""
@@ -162,7 +160,7 @@ class SAE(nn.Module, ABC):
         done = self._pass(centred, wanted, step)
         terms = {"mse_loss": self._mse(wanted, done.reconstruction), **done.terms}
         if self.cfg.dead_method == "ghost":
-            terms["ghost_grad_loss"] = self._ghost(centred, (wanted - done.reconstruction).detach(), step.dead)
+            terms["ghost_grad_loss"] = dead.ghost(self, centred, (wanted - done.reconstruction).detach(), step.dead)
         return Losses(
             terms=terms,
             target=target.detach(),
@@ -279,15 +277,6 @@ class SAE(nn.Module, ABC):
     def _skip(self, normalised: Tensor) -> Tensor:
         assert self.W_skip is not None
         return functional.linear(normalised, self.W_skip)
-
-    def _ghost(self, centred: Tensor, residual: Tensor, latents: Tensor) -> Tensor:
-        """Ghost gradients (see `saes.dead`); products are dense over the dead latents alone."""
-        if not len(latents):
-            return residual.new_zeros(())
-        bias = self.get_parameter(self.latent_parameters[0])
-        hidden_pre = functional.linear(centred, self.W_enc.T.index_select(0, latents), bias.index_select(0, latents))
-        errors = dead.ghost_error(hidden_pre, self.W_dec.index_select(0, latents), residual)
-        return errors.mean() / (1 if self.cfg.mse_reduction == "sum" else self.d_out)
 
     def _mse(self, target: Tensor, reconstruction: Tensor) -> Tensor:
         squared = (target - reconstruction).square()

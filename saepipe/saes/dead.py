@@ -39,6 +39,28 @@ def ghost_error(
     return missed * (own / missed.detach().clamp_min(tiny))
 
 
+def ghost(
+    sae: "SAE",
+    centred: Float[Tensor, "token d_in"],
+    residual: Float[Tensor, "token d_out"],
+    latents: Int[Tensor, " dead"],
+) -> Float[Tensor, ""]:
+    """Ghost gradients: the mean of `ghost_error`, from products that are dense over the dead latents alone.
+
+    Args:
+        sae: The SAE.
+        centred: Normalised and centred input.
+        residual: Target without the reconstruction, detached.
+        latents: Indices of the dead latents.
+    """
+    if not len(latents):
+        return residual.new_zeros(())
+    bias = sae.get_parameter(sae.latent_parameters[0])
+    hidden_pre = functional.linear(centred, sae.W_enc.T.index_select(0, latents), bias.index_select(0, latents))
+    errors = ghost_error(hidden_pre, sae.W_dec.index_select(0, latents), residual)
+    return errors.mean() / (1 if sae.cfg.mse_reduction == "sum" else sae.d_out)
+
+
 def draw(errors: Float[Tensor, " token"], most: int, generator: torch.Generator) -> Int[Tensor, " drawn"]:
     """Draw rows without replacement, each with a probability proportional to the square of its squared error.
 

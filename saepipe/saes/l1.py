@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saepipe.keys import key
@@ -52,7 +52,7 @@ class L1SAE(SAE):
                 *(cfg.l1_coefficient, cfg.mse_reduction, usual, self.d_out),
             )
 
-    def _l1(self, f: Float[Tensor, "token d_sae"], step: int) -> Float[Tensor, ""]:
+    def _l1(self, f: Float[Tensor, "token d_sae"], step: int | Int[Tensor, ""]) -> Float[Tensor, ""]:
         """The mean over tokens of the sum of f times its decoder row's norm."""
         # Averaged over tokens first: in float32 under autocast too, and without another tensor of [token, d_sae].
         sparsity = (f.mean(0, dtype=self.W_dec.dtype) * self.W_dec.norm(dim=1)).sum()

@@ -58,6 +58,8 @@ class RankedSAE(SAE):
     not divided by the variance, k_aux is d_in // 2, and the term shrinks where fewer latents than k_aux are dead.
     """
 
+    sparse_step = True
+
     @abstractmethod
     def _keep(self, ranked: Float[Tensor, "token d_sae"], step: Step) -> Kept:
         """Choose the largest latents of a training batch, without a gradient."""

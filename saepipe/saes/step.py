@@ -13,8 +13,8 @@ from saepipe.ranks import ALONE, Ranks
 class Step:
     """An optimizer step, as the loss of a batch must know it."""
 
-    number: int = 0
-    """Steps done before it, for warm-ups."""
+    number: int | Int[Tensor, ""] = 0
+    """Steps done before it, for warm-ups; a tensor where the loss is compiled, which a number would be built into."""
     dead: Int[Tensor, " dead"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """Indices of the dead latents, for terms that revive them. Indices and not a mask, since their number decides
     shapes, which the host must know: the caller chooses when to pay for that."""
@@ -64,6 +64,7 @@ class Pass:
     """As in `Losses`."""
 
 
-def warm_up(step: int, steps: int) -> float:
+def warm_up(step: int | Int[Tensor, ""], steps: int) -> float | Float[Tensor, ""]:
     """Return the part of a coefficient that holds in a step, counted from 0, while it rises linearly over `steps`."""
-    return min((step + 1) / max(steps, 1), 1.0)
+    part = (step + 1) / max(steps, 1)
+    return part.clamp(max=1.0) if isinstance(part, Tensor) else min(part, 1.0)
