@@ -60,9 +60,11 @@ def bench(config: RunConfig) -> dict[str, Any]:
 
 
 def _part(name: str) -> "Callable[[RunConfig, Path], list[Figure]]":
-    from saepipe import bench_cache, bench_memory, bench_stream
+    from saepipe import bench_cache, bench_grid, bench_memory, bench_stream
 
-    return {"cache": bench_cache.measure, "stream": bench_stream.measure, "memory": bench_memory.measure}[name]
+    parts = {"cache": bench_cache, "stream": bench_stream, "memory": bench_memory, "grid": bench_grid}
+    measure: Callable[[RunConfig, Path], list[Figure]] = parts[name].measure
+    return measure
 
 
 @contextmanager

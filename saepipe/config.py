@@ -18,7 +18,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 DEVICE_MAPS = ("auto", "balanced", "sequential")
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 STRATEGIES = ("auto", "ddp")
-BENCH_PARTS = ("cache", "stream", "memory")
+BENCH_PARTS = ("cache", "stream", "memory", "grid")
 
 
 @dataclass
@@ -285,6 +285,8 @@ class EvaluateConfig(Group, group="evaluate"):
     """Held-out tokens to measure on, at most."""
     batch_prompts: int = key(32, least=1)
     """Contexts per forward pass."""
+    step: int | None = key(None, least=1)
+    """Step whose SAE to measure (train.n_checkpoints exports them), of a run that goes on too; None is the final one."""
 
 
 @dataclass
@@ -306,7 +308,7 @@ class BenchConfig(Group, group="bench"):
     """The bench verb's own keys."""
 
     parts: list[str] = field(default_factory=lambda: list(BENCH_PARTS))
-    """What to measure: cache, stream, memory."""
+    """What to measure: cache, stream, memory, grid."""
     dir: str = key("stores/bench", filled="name a folder")
     """Where to make stores, in a folder of their own that is deleted at the end: this disk is measured."""
     tokens: int = key(32_768, least=1)

@@ -32,6 +32,8 @@ TABLE = {
 def evaluate(config: RunConfig) -> dict[str, Any]:
     """Measure a finished run on held-out documents and write `eval/metrics.json`.
 
+    With `evaluate.step`, an intermediate SAE of a run, finished or not; then it is `eval/step-<step>.json`.
+
     Args:
         config: `run.dir` names the run; `evaluate.tokens` says how much to read; all else is the run's own.
 
@@ -53,7 +55,7 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
             "cache a store with more documents or a larger data.held_out"
         )
     model = LanguageModel.open(config.model)
-    sae = run.load_sae().to(model.device)
+    sae = run.load_sae(config.evaluate.step).to(model.device)
     hook, target_hook = sae.metadata["hook_name"], sae.metadata.get("hook_name_out")
     began = time.perf_counter()
     with explained_memory("evaluation", evaluate__batch_prompts=config.evaluate.batch_prompts):
@@ -78,7 +80,8 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
         finite = {
             key: None if isinstance(value, float) and math.isnan(value) else value for key, value in result.items()
         }
-        durable.write_text(run.folder / "eval" / "metrics.json", json.dumps(finite, indent=1, allow_nan=False))
+        name = "metrics.json" if config.evaluate.step is None else f"step-{config.evaluate.step:09d}.json"
+        durable.write_text(run.folder / "eval" / name, json.dumps(finite, indent=1, allow_nan=False))
     log.info("%s", table(result))
     return result
 

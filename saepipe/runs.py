@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from saepipe import durable, entry
 from saepipe.config import RunConfig
-from saepipe.errors import UserError
+from saepipe.errors import UserError, unknown
 
 PLACES_MODEL = ("device", "n_devices", "device_map", "trust_remote_code")
 """Keys of the model group that say how it is run here, and not what it is."""
@@ -121,7 +121,7 @@ class Run:
             UserError: There is no run, it is not finished, or a typed key differs from the run's.
         """
         theirs = entry.read_config(self.config_file)
-        if not self.summary_file.is_file():
+        if not self.summary_file.is_file() and config.evaluate.step is None:
             raise UserError(
                 f"run.dir={self.folder} is not finished; go on with the same train command as before, then come back"
             )
@@ -138,14 +138,24 @@ class Run:
         theirs.run, theirs.evaluate, theirs.analyze = config.run, config.evaluate, config.analyze
         return theirs
 
-    def load_sae(self) -> "SAE":
+    def load_sae(self, step: int | None = None) -> "SAE":
         """Open the run's SAE.
+
+        Args:
+            step: Steps after which it was exported; None is the final one.
 
         Raises:
             UserError: It is missing or damaged; training makes it anew from the last checkpoint.
         """
         from saepipe import export
 
+        if step is not None:
+            there = sorted(int(path.name) for path in self.step_folder(step).parent.glob("[0-9]*"))
+            if step not in there:
+                raise unknown(
+                    "evaluate.step", step, map(str, there), "Those are the steps that train.n_checkpoints left."
+                )
+            return export.load(self.step_folder(step))
         try:
             return export.load(self.sae_folder)
         except UserError as error:
@@ -172,7 +182,8 @@ class Run:
                 f"store.dir={folder}, on which run.dir={self.folder} was trained, is not there; say with store.dir= "
                 "where it is now, or make it again with the same cache command as before"
             )
-        if Plan.load(folder).identity != (self.summary() or {"store": {}})["store"].get("identity"):
+        finished = self.summary()
+        if finished and Plan.load(folder).identity != finished["store"].get("identity"):
             raise UserError(
                 f"store.dir={folder} is another store than the one on which run.dir={self.folder} was trained; say "
                 "with store.dir= where that one is"

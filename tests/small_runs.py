@@ -13,6 +13,7 @@ import torch
 from saepipe import checkpoints, entry, saes
 from saepipe.config import RunConfig
 from saepipe.launched import Launch
+from saepipe.point import Point
 from saepipe.train import adopt_plan, open_store, resolved, run_job
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +55,20 @@ def train_each(configs: list[RunConfig], launch: Launch) -> None:
     """Train runs one after the other, in the ranks that were started for all of them."""
     for config in configs:
         run_job([config], open_store(config), launch)
+
+
+def train_with_nan(config: RunConfig, launch: Launch) -> None:
+    """Train a run in which one row of the last rank is not a number at step 14."""
+    take_step = Point.take_step
+
+    def poisoned(self: Point, x: torch.Tensor, y: torch.Tensor, number: int, **how: Any) -> Any:
+        if number == 13 and launch.ranks.rank == launch.ranks.world_size - 1:
+            x = y = x.clone()
+            x[-1] = torch.nan
+        return take_step(self, x, y, number, **how)
+
+    Point.take_step = poisoned  # type: ignore[method-assign]
+    run_job([config], open_store(config), launch)
 
 
 def launch(overrides: Sequence[str], **environment: str) -> "subprocess.Popen[str]":

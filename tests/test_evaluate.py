@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,21 @@ def test_metrics_are_returned_written_and_shown(tmp_path: Path, caplog: pytest.L
     assert found["l0"] <= 4
     assert table(found) in caplog.text
     assert evaluate(asked(tmp_path, "evaluate.tokens=32"))["contexts"] == 2
+
+
+def test_an_intermediate_sae_is_measured_while_the_run_goes_on(tmp_path: Path) -> None:
+    made(tmp_path)
+    whole, run = evaluate(asked(tmp_path)), Run(tmp_path / "run")
+    shutil.copytree(run.sae_folder, run.step_folder(20))
+    shutil.rmtree(run.sae_folder)
+    run.summary_file.unlink()
+    found = evaluate(asked(tmp_path, "evaluate.step=20"))
+    assert found["ce_loss_score"] == whole["ce_loss_score"]
+    assert json.loads((tmp_path / "run/eval/step-000000020.json").read_text()) == found
+    with pytest.raises(UserError, match=r"evaluate\.step=21 is not known; did you mean 20"):
+        evaluate(asked(tmp_path, "evaluate.step=21"))
+    with pytest.raises(UserError, match="is not finished"):
+        evaluate(asked(tmp_path))
 
 
 def test_a_transcoder_is_measured_at_its_target(tmp_path: Path) -> None:

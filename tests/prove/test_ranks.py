@@ -9,6 +9,7 @@ import small_store
 import torch
 
 from saepipe import rank_processes
+from saepipe.errors import UserError
 
 STEPS = 50
 WORLDS = (1, 2, 4)
@@ -55,6 +56,18 @@ def test_ranks_equal_one(trained: tuple[str, Path], case: str, world: int) -> No
         assert not torch.equal(plain["sae.W_dec"], one["sae.W_dec"]), "nothing was revived"
     names, *rows = csv.reader((folder / "1" / case / "metrics.csv").read_text().splitlines())
     assert any(float(row[names.index("sparsity/dead_features")]) > 0 for row in rows), "no latent was ever dead"
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_the_optimizer(tmp_path: Path) -> None:
+    small_store.build(tmp_path / "store")
+    keys = small_runs.keys("batchtopk", STEPS, "train.checkpoint_every_steps=5")
+    config = small_runs.configured(keys, tmp_path / "store", tmp_path / "x")
+    with pytest.raises(UserError, match=r"losses/mse_loss was not finite at step 14 \(batch 13 of the stream\)"):
+        rank_processes.run(small_runs.train_with_nan, config, 2)
+    assert small_runs.state(tmp_path / "x")["steps_done"] == 10
+    assert all(value.isfinite().all() for value in small_runs.tensors(tmp_path / "x").values())
+    rank_processes.run(small_runs.train_each, [config], 2)  # what was saved is good
+    assert small_runs.state(tmp_path / "x")["steps_done"] == STEPS
 
 
 def test_more_ranks_see_the_same_losses(trained: tuple[str, Path]) -> None:
