@@ -286,7 +286,7 @@ class EvaluateConfig(Group, group="evaluate"):
     batch_prompts: int = key(32, least=1)
     """Contexts per forward pass."""
     step: int | None = key(None, least=1)
-    """Step whose SAE to measure (train.n_checkpoints exports them), of a run that goes on too; None is the final one."""
+    """Step whose SAE to measure (train.n_checkpoints exports them), while the run goes on too; None: the final one."""
 
 
 @dataclass

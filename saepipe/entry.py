@@ -260,7 +260,7 @@ def _keys_of(composed: DictConfig) -> set[str]:
 
 
 def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))  # what others share begins with _
 
 
 def prepare_process() -> None:

@@ -42,6 +42,11 @@ def cases() -> dict[str, tuple[str, list[str]]]:
     return found
 
 
+def last_cases() -> list[str]:
+    """Name one case of each architecture: its richest way to revive latents."""
+    return list({name: case for case, (name, _) in cases().items()}.values())
+
+
 def configured(overrides: Sequence[str], store: Path, run: Path) -> RunConfig:
     """Compose a run as the train verb has it once it knows the store."""
     config = entry.load_config("train", [*overrides, f"store.dir={store}", f"run.dir={run}"])

@@ -1,12 +1,14 @@
 """Every command of the README runs, in the README's order, in one folder; those that cannot at least compose.
 
-An HTML comment above a fence says how: `test: skip, REASON`, `test: run`, or `test: small KEY=VALUE ...`, whose
-overrides take the place of those keys in each cache and train command. A fence without a mark is an error.
+An HTML comment above a fence says how: `test: skip, REASON`, `test: run`, `test: file PATH` (what a user writes into a
+checkout), or `test: small KEY=VALUE ...`, whose overrides take the place of those keys in each cache and train command.
+A fence without a mark is an error.
 """
 
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +24,7 @@ from saepipe.demo import corpus
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FENCE = re.compile(r"(?:<!-- test: (?P<mark>[^\n]*) -->\n)?```(?P<kind>bash|python)\n(?P<body>.*?)```", re.DOTALL)
+FENCE = re.compile(r"(?:<!-- test: (?P<mark>[^\n]*) -->\n)?```(?P<kind>bash|python|yaml)\n(?P<body>.*?)```", re.DOTALL)
 
 
 class Block(NamedTuple):
@@ -51,19 +53,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.table({"text": texts}), folder / "text.parquet")
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv/bin/activate").write_text(f'PATH="{Path(sys.executable).parent}:$PATH"\n')
+    for name in ("saepipe", "conf"):  # a checkout, to which a user may add
+        shutil.copytree(ROOT / name, folder / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 def test_every_block_says_how_it_is_tested() -> None:
     assert len(RUN) >= 3
     for block in BLOCKS:
-        assert re.match(r"skip, .+|run$|small .+", block.mark), f"no mark above:\n{block.body}"
+        assert re.match(r"skip, .+|run$|small .+|file .+", block.mark), f"no mark above:\n{block.body}"
 
 
 @pytest.mark.parametrize("number", RUN)
 def test_block_runs(folder: Path, number: int) -> None:
     block = BLOCKS[number]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    if block.mark.startswith("file"):
+        (folder / "checkout" / block.mark.removeprefix("file").strip()).write_text(block.body)
+        return
+    checkout = str(folder / "checkout")
+    environment = {**os.environ, "PYTHONPATH": checkout, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     if block.kind == "python":
         command = [sys.executable, "-c", block.body]
     else:
@@ -86,9 +94,11 @@ def shortened(line: str, keys: set[str]) -> str:
 
 def test_every_command_composes_or_is_a_target() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    checked = 0
+    checked, added = 0, {f"sae={Path(block.mark).stem}" for block in BLOCKS if block.mark.startswith("file")}
     for line in (line for block in BLOCKS for line in block.commands):
         words = shlex.split(line)
+        if added & {*words}:  # which only a checkout with those files knows, where it is run
+            continue
         if words[:3] == ["python", "-m", "saepipe.shards"]:
             assert words[3] in ("verify", "info", "repair")
             checked += 1

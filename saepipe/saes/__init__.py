@@ -1,8 +1,8 @@
 """Sparse autoencoders: one file per architecture, found by its name.
 
 To add one, write `saepipe/saes/<name>.py` with a `SAEConfig` whose `architecture` is `<name>` and the `SAE` that uses
-it (its `_activate` and `_pass`, see `base.py`), and `conf/sae/<name>.yaml` with a value for each of its keys. Nothing
-else changes.
+it (its `_activate` and `_pass`, see `base.py`), and `conf/sae/<name>.yaml` with a value for each of its own keys.
+Nothing else changes; the README has an example.
 """
 
 import importlib

@@ -3,20 +3,18 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import small_runs
 import small_store
 import torch
 from safetensors.torch import load_file
 
-from saepipe import checkpoints, saes
+from saepipe import checkpoints
 from saepipe.runs import Run
 
-ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("PROVE_KILLS", "10"))
 STEPS = 800
 
@@ -30,52 +28,36 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def overrides(architecture: str, store: Path, run: Path) -> list[str]:
-    keys = ["stream.hook=blocks.0.hook_resid_post", "stream.batch_tokens=24", "stream.window_tokens=96"]
-    keys += [f"train.tokens={24 * STEPS}", "train.checkpoint_every_steps=30", "train.log_every_steps=50"]
-    keys += ["sae.d_sae=12", "sae.dead_after_tokens=500", f"sae={architecture}"]
-    has = vars(saes.architecture(architecture).config_class())
-    keys += ["sae.k=3"] if "k" in has else []
-    keys += ["sae.pre_act_loss_coefficient=0.01"] if "pre_act_loss_coefficient" in has else []
-    return [*keys, f"store.dir={store}", f"run.dir={run}"]
-
-
-def launch(architecture: str, store: Path, run: Path) -> "subprocess.Popen[bytes]":
-    """Train in a process of its own; shapes are not checked there, which would take most of the time."""
-    command = [sys.executable, "-m", "saepipe.train", *overrides(architecture, store, run)]
-    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
-
-
-def finish(architecture: str, store: Path, run: Path) -> None:
-    assert launch(architecture, store, run).wait() == 0
-
-
-@pytest.mark.parametrize("architecture", saes.registered())
-def test_kills_change_no_bit(architecture: str, store: Path, tmp_path: Path) -> None:
-    finish(architecture, store, tmp_path / "whole")
-    killed, kills, seed = tmp_path / "killed", 0, random.randrange(10**6)
-    print(f"{architecture}: seed {seed}")
+@pytest.mark.parametrize("case", [*small_runs.last_cases(), "grid"])
+def test_kills_change_no_bit(case: str, store: Path, tmp_path: Path) -> None:
+    name, more = small_runs.cases()["standard-none" if case == "grid" else case]
+    more = [*more, "train.checkpoint_every_steps=30", "train.log_every_steps=50", f"store.dir={store}"]
+    more += ["grid.l1_coefficient=[0.5,2]", "train.micro_batches=2"] if case == "grid" else []
+    keys, whole, killed = small_runs.keys(name, STEPS, *more), tmp_path / "whole", tmp_path / "killed"
+    small_runs.finish([*keys, f"run.dir={whole}"])
+    points = sorted(path.parent.relative_to(whole) for path in whole.rglob("summary.json"))
+    kills, seed = 0, random.randrange(10**6)
+    print(f"{case}: seed {seed}")
     chance = random.Random(seed)
-    while kills < KILLS and not Run(str(killed)).summary():
-        process = launch(architecture, store, killed)
-        before, deadline = checkpoints.newest(killed / "checkpoints"), time.monotonic() + 120
+    while kills < KILLS and not Run(killed / points[-1]).summary():
+        process = small_runs.launch([*keys, f"run.dir={killed}"])
+        folder = killed / points[-1] / "checkpoints"
+        before, deadline = checkpoints.newest(folder), time.monotonic() + 120
         # Kills spread over the run: each comes some time after one more checkpoint.
-        while checkpoints.newest(killed / "checkpoints") == before and time.monotonic() < deadline:
-            if process.poll() is not None:
-                break
+        while checkpoints.newest(folder) == before and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
     assert kills >= min(KILLS, 3), "the run was over before it could be killed"
     print(f"{kills} kills")
-    finish(architecture, store, killed)
-    one, other = (load_file(folder / "sae" / "sae_weights.safetensors") for folder in (tmp_path / "whole", killed))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    states = [
-        torch.load(checkpoints.newest(tmp_path / run / "checkpoints"), weights_only=True)["state_dict"]
-        for run in ("whole", "killed")
-    ]
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    small_runs.finish([*keys, f"run.dir={killed}"])
+    assert points
+    for point in points:
+        one, other = (load_file(run / point / "sae" / "sae_weights.safetensors") for run in (whole, killed))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        states = [small_runs.tensors(run / point) for run in (whole, killed)]
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -21,8 +21,11 @@ pytestmark = pytest.mark.parametrize("name", saes.registered())
 
 def test_configuration_and_yaml_have_the_same_keys_and_values(name: str) -> None:
     config_class = saes.architecture(name).config_class
-    values = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    assert list(values) == [field.name for field in dataclasses.fields(config_class)]
+    shared, values = (yaml.safe_load((CONF / f"{file}.yaml").read_text()) for file in ("_base", name))
+    assert values.pop("defaults") == ["_base", "_self_"]
+    assert not values.items() & shared.items()  # it says what is its own
+    values = shared | values
+    assert set(values) == {field.name for field in dataclasses.fields(config_class)}
     assert config_class(**values) == config_class()
     assert config_class().architecture == name
 
