@@ -3,6 +3,7 @@
 Nobody else starts ranks: neither Hydra nor Lightning, which would run a whole sweep again in each of them.
 """
 
+import atexit
 import logging
 import os
 import re
@@ -107,6 +108,15 @@ class Launch:
             world_size=self.ranks.world_size,
             timeout=_PATIENCE,
         )
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End the process group's threads, which at the end of the interpreter would now and then abort the process."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def first_host(nodes: str) -> str:

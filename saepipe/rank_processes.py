@@ -7,8 +7,10 @@ waits for ever. `srun` and `torchrun` do the same on a cluster.
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import connection
@@ -173,11 +175,22 @@ def _run(work: Callable[[Any, Launch], object], config: object, launch: Launch, 
     entry.prepare_process()
     launch.quieten()
     _share_cores(launch.local_world_size)
+    code: int | str | None = 0
     try:
         work(config, launch)
     except UserError as error:
         errors.send(str(error))
-        raise SystemExit(2) from None
+        code = 2
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    with suppress(OSError):  # nobody reads any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # Not by way of the interpreter's end: threads of torch.distributed abort the process there once in some 40 times.
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def _share_cores(processes: int) -> None:

@@ -17,7 +17,7 @@ import torch
 from saepipe import checkpoints
 
 TIMES = int(os.environ.get("PROVE_KILLS", "10"))
-STEPS = 3000
+STEPS = 1200
 PATIENCE_S = 20
 
 pytestmark = [pytest.mark.prove, pytest.mark.timeout(1800)]
@@ -39,7 +39,7 @@ def whole(store: Path) -> Path:
 
 
 def overrides(store: Path, run: Path, steps: int = STEPS) -> list[str]:
-    more = ["trainer.devices=2", "train.checkpoint_every_steps=200", f"store.dir={store}", f"run.dir={run}"]
+    more = ["trainer.devices=2", "train.checkpoint_every_steps=50", f"store.dir={store}", f"run.dir={run}"]
     return small_runs.keys("batchtopk", steps, *more)
 
 
