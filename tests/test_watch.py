@@ -56,10 +56,15 @@ def test_a_signal_after_the_last_step_is_nobodys_news() -> None:
 
 def test_handlers_are_put_back_whatever_happens() -> None:
     watch = Watch(ALONE)
-    with pytest.raises(KeyError), watch.listening():
-        assert all(signal.getsignal(number) not in (unheard, signal.SIG_IGN) for number in NUMBERS)
-        os.kill(os.getpid(), signal.SIGINT)  # which changes its own handler once more
-        raise KeyError
+
+    def work() -> None:
+        with watch.listening():
+            assert all(signal.getsignal(number) not in (unheard, signal.SIG_IGN) for number in NUMBERS)
+            os.kill(os.getpid(), signal.SIGINT)  # which changes its own handler once more
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
     assert [signal.getsignal(number) for number in NUMBERS] == [unheard] * len(NUMBERS)
 
 
