@@ -9,7 +9,7 @@ import pickle
 import signal
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from saepipe import progress, saes
-from saepipe.config import OptimConfig
+from saepipe.config import OptimConfig, RunConfig
 from saepipe.errors import UserError
 from saepipe.launched import Launch
 from saepipe.point import Point
 from saepipe.rank_processes import PASSED_ON, losing_ranks
+from saepipe.ranks import Ranks
+from saepipe.saes.batchtopk import kth_largest, smallest_kept
 
 
 def elsewhere(work: Callable[..., Any], *arguments: object) -> list[Any]:
@@ -142,3 +144,56 @@ def _signals_to_read() -> int:
     for name in PASSED_ON:
         signal.signal(getattr(signal, name), lambda *_: None)
     return come
+
+
+def exchange(folder: Path, launch: Launch) -> None:
+    """Do all that ranks exchange, write down what comes of it, and train."""
+    launch.join()
+    ranks = launch.ranks
+    generator = torch.Generator().manual_seed(0)
+    found: dict[str, Any] = {}
+    for dtype in (torch.float32, torch.float64, torch.int64):
+        mine = torch.tensor([1 + ranks.rank, -3, 7 * ranks.rank], dtype=dtype)
+        found[f"sum {dtype}"], found[f"least {dtype}"] = ranks.sum(mine.clone()), ranks.least(mine.clone())
+    found["lanes"] = [ranks.lanes(part, LANES) for part in (rows(ranks), rows(ranks)[:, 0])]
+    for name, values, count in kept_cases(generator):
+        mine = values.chunk(ranks.world_size)[ranks.rank]
+        found[f"smallest {name}"] = kept(mine, count, ranks)
+        found[f"parts {name}"] = kept(mine, count, ranks, parts=3)
+        if 0 < count <= int((values > 0).sum()):
+            found[f"kth {name}"] = kth_largest(mine[mine > 0], count, ranks)
+    torch.save(found, folder / f"{ranks.rank}.pt")
+
+
+LANES = 4
+
+
+def rows(ranks: Ranks) -> Tensor:
+    """Rows 0 to 23 of a batch of four lanes, as far as they are a rank's."""
+    batch = torch.arange(24).reshape(LANES, 6, 1)
+    return batch[ranks.rank :: ranks.world_size].reshape(-1, 1)
+
+
+def kept_cases(generator: torch.Generator) -> Iterator[tuple[str, Tensor, int]]:
+    """Values of a batch, by name, and how many of them to keep."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        normal = torch.randn(6000, generator=generator, dtype=torch.float64)
+        skewed = torch.cat([normal[:3000].abs(), normal[3000:] - 9])  # most of what is kept is the first rank's
+        for shape, values in {"normal": normal, "skewed": skewed, "tied": (4 * normal).round()}.items():
+            for count in (0, 1, 7, 300, 2500, 4000):
+                yield f"{shape} {count} {dtype}", values.to(dtype), count
+
+
+def kept(values: Tensor, count: int, ranks: Ranks, parts: int = 1) -> tuple[Tensor, int]:
+    """Find the smallest value that is kept, and how many of this rank's are."""
+    smallest, places = smallest_kept(values.chunk(parts), count, ranks)
+    chosen = [part[there] >= smallest for part, there in zip(values.chunk(parts), places, strict=True)]
+    return smallest, int(torch.cat(chosen).sum())
+
+
+def exchange_and_train(given: tuple[Path, list[RunConfig]], launch: Launch) -> None:
+    """Do all that ranks exchange, and then train some runs."""
+    import small_runs
+
+    exchange(given[0], launch)
+    small_runs.train_each(given[1], launch)
