@@ -178,7 +178,7 @@ def _arguments(given: Sequence[str]) -> list[str]:
 def _quoted(override: str) -> str:
     """Quote a value that Hydra's grammar would trip over: the folder of a sweep's point, `run.dir=runs/x/sae.k=16`."""
     key, _, value = override.partition("=")
-    if key.startswith("grid."):  # its keys are open, which Hydra wants to be told
+    if key.split(".")[0] == "grid":  # its keys are open, which Hydra wants to be told
         return f"++{override}"
     quoted = "=" in value and not value.startswith(("'", '"', "[", "{")) and "(" not in value
     return f"{key}='{value}'" if quoted else override
@@ -220,6 +220,13 @@ def _sentence(error: BaseException) -> str:
     text = "\n".join(str(link).strip() for link in chain)
     if "Could not override 'experiment'" in text:
         return f"an experiment is added with a plus: +experiment=NAME, one of {', '.join(_options('experiment'))}"
+    if points := re.search(r"Error merging override \+*grid\.([\w.]+)=(.*)", text):
+        name = points[1].split(".")[-1]  # of grid.sae.k, too: a grid's keys have no group
+        values = points[2] if points[2].startswith("[") else f"[{points[2]}]"
+        return (
+            f"grid.{points[1]}={points[2]} does not fit: a grid takes keys without their group, and lists; write "
+            f"grid.{name}={values}"
+        )
     if mistyped := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(mistyped[1])
     if option := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
@@ -229,7 +236,7 @@ def _sentence(error: BaseException) -> str:
     lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
     key = re.search(r"full_key: (\S+)", text)
     given = re.search(r"Error merging override (.*)", text)
-    where = given[1] if given else key[1] if key else "configuration"
+    where = given[1].lstrip("+") if given else key[1] if key else "configuration"
     cure = "; write a whole number such as 1_000_000" if "to Integer" in text else ""
     return f"{where} does not fit: {lines[0] if lines else type(error).__name__}{cure}"
 

@@ -34,9 +34,10 @@ def points(config: RunConfig) -> list[RunConfig]:
     for values in itertools.product(*config.grid.values()):
         chosen = {names[key]: value for key, value in zip(config.grid, values, strict=True)}
         folder = ",".join(sorted(f"{key}={_shown(value)}" for key, value in chosen.items())).replace("/", "_")
-        if folder in found:
+        point = _point(config, folder, chosen)
+        if any(_same(point, other) for other in found.values()):
             raise UserError(f"grid={dict(config.grid)} has the point {folder} twice; give each value once")
-        found[folder] = _point(config, folder, chosen)
+        found[folder] = point
     return list(found.values())
 
 
@@ -67,6 +68,11 @@ def _point(config: RunConfig, folder: str, chosen: Mapping[str, Any]) -> RunConf
     return point
 
 
+def _same(one: RunConfig, other: RunConfig) -> bool:
+    """Tell whether two points are one, also where a value is written as 1 and as 1.0."""
+    return (one.sae, one.optim, one.stream) == (other.sae, other.optim, other.stream)
+
+
 def _changed(group: Any, key: str, name: str, value: Any) -> Any:
     """Return a group with another value for one of its keys, checked as any value is."""
     try:
@@ -76,5 +82,5 @@ def _changed(group: Any, key: str, name: str, value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """Write a value as one types it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
+    """Write a value as Hydra does for a point of a sweep."""
+    return "null" if value is None else str(value).replace(" ", "")

@@ -50,6 +50,7 @@ def _pairs(store: Store, hook: str, target_hook: str) -> Iterator[tuple[Tensor, 
         yield from ((rows, rows) for rows in ordinary)
         return
     rows, targets = (  # whole, since the hooks come in chunks of different sizes
-        torch.cat([rows[torch.from_numpy(mask)] for rows, mask in store.held_out(name)]) for name in (hook, target_hook)
+        [rows[torch.from_numpy(mask)] for rows, mask in store.held_out(name)] for name in (hook, target_hook)
     )
-    yield from zip(rows.split(_CHUNK), targets.split(_CHUNK), strict=True)
+    if rows:
+        yield from zip(torch.cat(rows).split(_CHUNK), torch.cat(targets).split(_CHUNK), strict=True)

@@ -120,7 +120,7 @@ def _leave() -> None:
 
 
 def first_host(nodes: str) -> str:
-    """Return the first host of SLURM's way to write several, such as `a[03-07,9],b1`."""
-    match = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes)
+    """Return the first host of SLURM's way to write several, such as `a[03-07,9]-ib,b1`."""
+    match = re.match(r"(?:\[[^\]]*\]|[^,\[])+", nodes)
     assert match, nodes
-    return match[1] + (match[2] or "")
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", match[0])

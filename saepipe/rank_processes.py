@@ -80,26 +80,28 @@ def _wait(running: list[SpawnProcess]) -> None:
 
 def _judge(ended: list[SpawnProcess], pipes: list[Connection], *, interrupted: bool) -> None:
     """Raise what the ranks' ends amount to: the first cause before its consequences."""
-    errors: list[str] = []
-    for pipe in pipes:
+    errors: dict[int, str] = {}
+    for rank, pipe in enumerate(pipes):
         with pipe, suppress(EOFError):  # one that died says nothing
-            errors.append(pipe.recv())
+            errors[rank] = pipe.recv()
     codes = [process.exitcode or 0 for process in ended]
-    killed = [(rank, -code) for rank, code in enumerate(codes) if code < 0]
-    own = [error for error in errors if LOST not in error]
-    if own:
+    lost = {rank: error for rank, error in errors.items() if LOST in error}
+    killed = [(rank, -code) for rank, code in enumerate(codes) if code < 0 and rank not in lost]
+    if own := [error for rank, error in errors.items() if rank not in lost]:
         raise UserError(own[0])
     stopped = [code for code in codes if code > 128]
     if stopped and len(stopped) == len(codes):
         raise SystemExit(130 if interrupted else stopped[0])
-    if killed and not any(code == 1 for code in codes):
+    if killed and 1 not in codes:  # else this parent killed it, after the grace
         rank, number = killed[0]
         raise UserError(
             f"rank {rank} of {len(codes)} was killed ({signal.Signals(number).name}); the same command goes on from "
             "the last checkpoint"
         )
-    if failed := [rank for rank, code in enumerate(codes) if code]:
+    if failed := [rank for rank, code in enumerate(codes) if code > 0 and rank not in lost]:
         raise UserError(f"rank {failed[0]} of {len(codes)} failed; its own words are above")
+    if lost:
+        raise UserError(next(iter(lost.values())))
 
 
 LOST = "lost the other ranks"

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import sysconfig
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,8 @@ from safetensors.torch import load_file
 from saepipe import entry, export, saes
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
-from saepipe.saes.base import Step
 from saepipe.store import Store
-from saepipe.stream import Stream
-from saepipe.train import _export, build, resolved, train
+from saepipe.train import resolved, train
 
 ROOT = Path(__file__).parents[1]
 HOOK, TARGET = small_store.HOOKS
@@ -202,29 +199,6 @@ def test_a_transcoder_never_subtracts_its_bias_from_its_input(store: Path, tmp_p
         with pytest.raises(UserError, match=rf"{key}=true does not go with .*{TARGET}.*leave sae\."):
             train(configured(store, tmp_path / "x", target, typed))
     assert not (tmp_path / "x" / "config.yaml").exists()
-
-
-@pytest.mark.parametrize("method", ["mean", "zeros"])
-def test_a_transcoder_starts_from_both_hooks_and_says_so(store: Path, tmp_path: Path, method: str) -> None:
-    opened = Store.open(store)
-    keys = [f"stream.target_hook={TARGET}", f"sae.b_dec_init_method={method}", "sae.skip_connection=true"]
-    config = configured(store, tmp_path, *keys)
-    config.stream, config.sae = resolved(config, opened)
-    stream = Stream(opened, config.stream, exclude_special_tokens=True)
-    module = build(config, opened, stream)
-    sae = module.sae
-    assert (sae.is_transcoder, sae.d_in, sae.d_out) == (True, *small_store.HOOKS.values())
-    for hook, scale in ((HOOK, sae.norm_scale), (TARGET, sae.target_scale)):
-        assert float(scale) == pytest.approx(opened.statistics(hook).norm_scale)
-    start = opened.statistics(TARGET).mean if method == "mean" else torch.zeros(sae.d_out)
-    torch.testing.assert_close(sae.b_dec / sae.target_scale, start)
-    with closing(stream.iterate()) as batches:
-        x, y = next(batches)
-    losses = sae.loss(x.float(), y.float(), Step())
-    assert losses.target.shape == (24, sae.d_out)
-    _export(config, module, HOOK, tmp_path / "sae")
-    metadata = export.load(tmp_path / "sae").metadata
-    assert (metadata["hook_name"], metadata["hook_name_out"]) == (HOOK, TARGET)
 
 
 def test_an_autoencoder_has_no_other_hook(store: Path, tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""What two real ranks exchange, and that they train what one would: one start for all of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_runs
+import small_store
+import small_works
+import torch
+
+from saepipe import rank_processes, saes
+from saepipe.launched import Launch
+from saepipe.ranks import ALONE, Ranks
+
+STEPS = 24
+CASES = {case: found for case, found in small_runs.cases().items() if case.split("-")[1] in ("resample", "auxk")}
+"""Every architecture, with what is drawn from the global batch, and with terms of the dead latents."""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exchange on two ranks, and train there and alone, each run in a folder `<world size>/<case>`."""
+    folder = tmp_path_factory.mktemp("ranks")
+    small_store.build(folder / "store")
+    more = ["trainer.precision=64-true", "train.log_every_steps=4", "train.evaluate_every_steps=12"]
+    configs = {
+        world: [
+            small_runs.configured(small_runs.keys(name, STEPS, *keys, *more), folder / "store", folder / world / case)
+            for case, (name, keys) in CASES.items()
+        ]
+        for world in ("1", "2")
+    }
+    small_runs.train_each(configs["1"], Launch.alone())
+    rank_processes.run(small_works.exchange_and_train, (folder, configs["2"]), 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(done: Path) -> list[dict[str, Any]]:
+    return [torch.load(done / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_alone_each_gives_back_what_it_was_given() -> None:
+    x = torch.randn(6, 3)
+    assert ALONE.sum(x) is ALONE.least(x) is ALONE.lanes(x, 3) is x
+
+
+def test_sums_and_least_values(found: list[dict[str, Any]]) -> None:
+    for each in found:
+        for dtype in (torch.float32, torch.float64, torch.int64):
+            assert torch.equal(each[f"sum {dtype}"], torch.tensor([3, -6, 7], dtype=dtype))
+            assert torch.equal(each[f"least {dtype}"], torch.tensor([1, -3, 0], dtype=dtype))
+
+
+def test_what_ranks_have_is_put_in_the_order_of_the_global_batch(found: list[dict[str, Any]]) -> None:
+    assert small_works.rows(Ranks(1, 2)).squeeze(1).tolist() == [*range(6, 12), *range(18, 24)]
+    for each in found:
+        whole, column = each["lanes"]
+        assert torch.equal(whole, torch.arange(24)[:, None])
+        assert torch.equal(column, torch.arange(24))
+
+
+def test_batchtopk_keeps_what_one_rank_would(found: list[dict[str, Any]]) -> None:
+    for name, values, count in small_works.kept_cases(torch.Generator().manual_seed(0)):
+        positive = values[values > 0].sort(descending=True).values
+        expected = positive[min(count, len(positive)) - 1] if count else values.new_tensor(torch.inf)
+        assert torch.equal(small_works.kept(values, count, ALONE)[0], expected), name
+        for kind in ("smallest", "parts"):
+            (one, mine), (other, theirs) = (each[f"{kind} {name}"] for each in found)
+            assert torch.equal(one, expected), (kind, name)
+            assert torch.equal(other, expected), (kind, name)
+            assert mine + theirs == int((values >= expected).sum()), (kind, name)
+        for each in found if 0 < count <= len(positive) else ():
+            assert torch.equal(each[f"kth {name}"], expected), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_train_what_one_does(done: Path, case: str) -> None:
+    one, two = (small_runs.state(done / world / case) for world in ("1", "2"))
+    assert one["steps_done"] == two["steps_done"] == STEPS
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: n + m)
+    for at, moments in one["optimizer"]["state"].items():
+        for name, value in moments.items():
+            torch.testing.assert_close(two["optimizer"]["state"][at][name], value, rtol=1e-7, atol=1e-9)
+    timed = {"details/tokens_per_s", "details/seconds_left"}
+    assert one["last_metrics"].keys() == two["last_metrics"].keys() > timed
+    for name in one["last_metrics"].keys() - timed:
+        assert two["last_metrics"][name] == pytest.approx(one["last_metrics"][name], rel=1e-6, abs=1e-9), name
+    assert "heldout/explained_variance" in two["last_metrics"]
+
+
+def test_every_architecture_is_there() -> None:
+    assert {name for name, _ in CASES.values()} == set(saes.registered())
