@@ -20,14 +20,15 @@ from saepipe.permutation import derive_key
 def uniform(key: int, n: int) -> Float[Tensor, " n"]:
     """Draw `n` numbers between 0 and 1, the same on every machine and with every version.
 
-    NumPy promises its bit generators' streams, and no more than those; a number is 24 bits of Philox's.
+    NumPy promises its bit generators' streams, and no more than those; a number is 23 bits of Philox's and a half,
+    which float32 holds exactly, so that none is 0 or 1.
 
     Args:
         key: 64-bit key, from `derive_key`.
         n: How many.
     """
     bits = np.random.Philox(key=key).random_raw(-(-n // 2)).astype("<u8", copy=False).view("<u4")[:n]
-    return torch.from_numpy((bits >> np.uint32(8)).astype(np.float32)).add_(0.5).mul_(2.0**-24)
+    return torch.from_numpy((bits >> np.uint32(9)).astype(np.float32)).add_(0.5).mul_(2.0**-23)
 
 
 def normal(key: int, n: int) -> Float[Tensor, " n"]:
@@ -48,8 +49,8 @@ class Features:
     exclusive: Bool[Tensor, " feature"]
     """Whether a child never fires together with its exclusive siblings."""
     factor: Float[Tensor, "feature rank"]
-    """Features without a parent fire where a normal variable is large; the scalar product of two rows is the correlation
-    of their variables (a Gaussian copula). Rows of features with a parent are not used: they go with their parent."""
+    """Features without a parent fire where a normal variable is large, and the scalar product of two rows is their
+    variables' correlation (a Gaussian copula). Rows of features with a parent do not matter."""
     mean: Float[Tensor, " feature"]
     """Magnitude at which a feature fires, mean ..."""
     std: Float[Tensor, " feature"]
@@ -95,8 +96,8 @@ class Features:
             n_features: How many; the first are the roots, then their children, then theirs, then those without a tree.
             d: Width of the activations.
             seed: The same seed draws the same features.
-            probability: Of the most frequent and of the rarest feature, of all tokens. A child has its own as far as its
-                parent and siblings leave it.
+            probability: Share of all tokens on which the most frequent and the rarest feature fires. A child's
+                holds as far as its parent and siblings leave room for it.
             zipf: Exponent with which it falls from one to the other by the number of the feature.
             roots: Trees of features.
             branching: Children of each feature that has any.
@@ -138,8 +139,8 @@ class Features:
     def toy_tree(cls, *, seed: int) -> "Features":
         """Draw 20 orthogonal directions in 20 dimensions: 3 parents, 3 exclusive children of each, 8 on their own.
 
-        A parent fires on 15 % of the tokens, a child on 20 % of its parent's, each of the others on 5 %; all of them with
-        magnitude 1, so that 1.12 features fire on a token.
+        A parent fires on 15 % of the tokens, a child on 20 % of its parent's, each of the others on 5 %, all of them
+        with magnitude 1: 1.12 features on a token.
 
         Source: the toy model of Nabeshima's Matryoshka SAEs, which Bussmann et al. 2025 (arXiv 2503.17547) report.
         """

@@ -52,7 +52,7 @@ def _augment(
 ) -> None:
     """Pair one more row: rows before it move over to other columns along the path that costs least.
 
-    Dijkstra's search over columns; the prices keep `cost - row_price - column_price` at 0 for pairs and above elsewhere.
+    Dijkstra's search over columns; the prices keep `cost - row_price - column_price` at 0 for pairs, and never below.
     """
     distance = np.full(len(row_of), np.inf)
     came_from = np.full(len(row_of), -1)

@@ -1,8 +1,7 @@
 """Activations whose features are known, more than there are dimensions, and how much of them an SAE finds.
 
-    data = Superposition(Features.drawn(1024, 128, seed=0), seed=0, batch_tokens=1024)
-    x = data.batch(7).x
-    score(sae, data)  # mcc, f1, uniqueness, explained_variance, l0, dead
+Such as `data = Superposition(Features.drawn(1024, 128, seed=0), seed=0, batch_tokens=1024)`, of which an SAE trains on
+`data.batch(0).x`, `data.batch(1).x` and so on, and `score(sae, data)` then tells how much of the features it found.
 """
 
 from dataclasses import dataclass
@@ -89,14 +88,11 @@ class Autoencoder(Protocol):
     """What `score` asks of an SAE, which those of other libraries have too."""
 
     @property
-    def W_dec(self) -> Float[Tensor, "d_sae d"]:  # noqa: D102
-        ...
+    def W_dec(self) -> Float[Tensor, "d_sae d"]: ...
 
-    def encode(self, x: Tensor, /) -> Tensor:  # noqa: D102
-        ...
+    def encode(self, x: Tensor, /) -> Tensor: ...
 
-    def decode(self, f: Tensor, /) -> Tensor:  # noqa: D102
-        ...
+    def decode(self, f: Tensor, /) -> Tensor: ...
 
 
 def cosines(W_dec: Float[Tensor, "d_sae d"], features: Features) -> Float[Tensor, "d_sae feature"]:
