@@ -8,7 +8,7 @@ PEERS := .venv-peers
 # The interpreter that .venv is made with; without it, the first fitting one of CANDIDATES.
 PYTHON ?=
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python python3.12 python3.11 python3.13)
-# Further arguments of demo and test, e.g. `make test ARGS="-k shards"`.
+# Further arguments of demo, test, peers and ground-truth, e.g. `make test ARGS="-k shards"`.
 ARGS ?=
 # Tests that run at once, a file at a time.
 JOBS ?= 2
@@ -19,10 +19,10 @@ FLIPS ?= 1000
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model check format test prove peers wheel clean clean-all
+.PHONY: help setup demo demo-model check format test prove peers ground-truth wheel clean clean-all
 
 help: ## List the verbs
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## Create .venv with the pinned dependencies (PYTHON=... chooses the interpreter)
 
@@ -40,6 +40,9 @@ prove: $(READY) ## Run what is promised in full: the demo from a fresh clone, ki
 
 peers: $(PEERS)/installed ## Compare losses, gradients and exports with SAELens, in an environment of its own
 	PYTHONPATH=$(CURDIR) $(PEERS)/bin/python -m pytest -q tests/peers $(ARGS)
+
+ground-truth: $(PEERS)/installed ## Train on samples of known features beside SAELens, and print the table of docs/ground_truth.md
+	PYTHONPATH=$(CURDIR) $(PEERS)/bin/python docs/ground_truth.py $(ARGS)
 
 check: $(READY) ## Lint, formatting, types and layers
 	$(BIN)/ruff check .
