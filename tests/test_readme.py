@@ -118,5 +118,7 @@ def test_every_command_composes_or_is_a_target() -> None:
 def test_what_the_text_links_to_is_there() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert links
+    headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    anchors = {"#" + re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     for link in links:
-        assert (ROOT / link).exists(), link
+        assert link in anchors or (ROOT / link).exists(), link
