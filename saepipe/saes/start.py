@@ -46,22 +46,26 @@ def adopt(sae: "SAE", other: "SAE") -> None:
                 f"train.init_from has an SAE with {what}={getattr(other, what)}, where this run's has "
                 f"{getattr(sae, what)}; change {key}, or start from another one"
             )
-    if sae.cfg.apply_b_dec_to_input != other.cfg.apply_b_dec_to_input:
-        raise UserError(
-            f"train.init_from has an SAE with apply_b_dec_to_input={other.cfg.apply_b_dec_to_input}; set "
-            f"sae.apply_b_dec_to_input={str(other.cfg.apply_b_dec_to_input).lower()}"
-        )
+    for key in ("apply_b_dec_to_input", "skip_connection"):
+        if (theirs := getattr(other.cfg, key)) != getattr(sae.cfg, key):
+            raise UserError(f"train.init_from has an SAE with {key}={theirs}; set sae.{key}={str(theirs).lower()}")
     _, weights = other.folded()
-    for name, parameter in sae.named_parameters():
-        if name not in weights:
+    parameters, threshold = dict(sae.named_parameters()), dict(sae.named_buffers()).get("threshold")
+    known = {*parameters, *(["threshold"] if threshold is not None else [])}
+    for name in (*parameters, *weights):
+        if name not in weights or name not in known:
+            has = "has no" if name not in weights else "has a"
+            needs = "needs" if name not in weights else "would leave out"
             raise UserError(
-                f"train.init_from has no {name}, which sae={sae.cfg.architecture} needs; it is a "
+                f"train.init_from {has} {name}, which sae={sae.cfg.architecture} {needs}; it is a "
                 f"{other.cfg.architecture} SAE: choose sae={other.cfg.architecture}, or start from another one"
             )
+    for name, parameter in parameters.items():
         parameter.copy_(_normalised(sae, name, weights[name]))
-    if (threshold := dict(sae.named_buffers()).get("threshold")) is not None and "threshold" in weights:
-        # One for all latents, on what they are ranked by.
-        ranked_by = sae.W_dec.norm(dim=1) if sae.cfg.rescale_acts_by_decoder_norm else torch.ones_like(sae.W_dec[:, 0])
+    if threshold is not None and "threshold" in weights:
+        # One for all latents, on what they are ranked by; where rows are held at norm 1, it is in their encoders.
+        by_norm = sae.cfg.rescale_acts_by_decoder_norm or sae.cfg.normalize_sae_decoder
+        ranked_by = sae.W_dec.norm(dim=1) if by_norm else torch.ones_like(sae.W_dec[:, 0])
         threshold.copy_((weights["threshold"].to(threshold) * ranked_by).mean())
     if sae.cfg.normalize_sae_decoder:
         norm = sae.W_dec.norm(dim=1).clamp_min(torch.finfo(sae.W_dec.dtype).tiny)
