@@ -52,10 +52,14 @@ class CSVMetrics(Logger):
         """Do nothing: config.yaml in the same folder holds the configuration."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one row; a metric that was not there before adds a column."""
+        """Append one row, or add to that of the same step; a metric that was not there before adds a column."""
         row = {"step": str(step), **{key: repr(float(value)) for key, value in metrics.items()}}
-        self._rows.append(row)
-        if set(row) - set(self._columns):
+        again = bool(self._rows) and self._rows[-1]["step"] == row["step"]
+        if again:
+            self._rows[-1] |= row
+        else:
+            self._rows.append(row)
+        if again or set(row) - set(self._columns):
             self._columns += [key for key in row if key not in self._columns]
             self._rewrite()
             return

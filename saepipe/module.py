@@ -98,8 +98,8 @@ class SAEModule(pl.LightningModule):
         for point in self.trained:
             point.join(self._ranks)
 
-    def training_step(self, batch: list[Part], batch_idx: int) -> None:
-        """Take one optimizer step of each point on one global batch."""
+    def training_step(self, batch: list[tuple[Tensor, Tensor]], batch_idx: int) -> None:
+        """Take one optimizer step of each point on one global batch, of which each stream has rows of its own width."""
         logs = (self.steps_done + 1) % self.log_every_steps == 0 or self.steps_done + 1 == self.total_steps
         terms: dict[tuple[int, str], Tensor] = {}
         for at, point in enumerate(self.trained):

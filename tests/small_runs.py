@@ -1,13 +1,16 @@
 """Small training runs for tests, of every architecture and every way to revive latents, here or in other processes."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from saepipe import checkpoints, entry, saes
@@ -74,6 +77,25 @@ def train_with_nan(config: RunConfig, launch: Launch) -> None:
 
     Point.take_step = poisoned  # type: ignore[method-assign]
     run_job([config], open_store(config), launch)
+
+
+@contextmanager
+def interrupted(after_steps: int, number: int = signal.SIGTERM) -> Iterator[None]:
+    """Have a signal come to this process in the step after some; a run in the block is to stop at it."""
+    from saepipe.module import SAEModule
+
+    step = SAEModule.training_step
+
+    def signalled(module: SAEModule, *arguments: Any) -> None:
+        if module.steps_done == after_steps:
+            os.kill(os.getpid(), number)
+        step(module, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SAEModule, "training_step", signalled)
+        with pytest.raises(SystemExit) as ended:
+            yield
+    assert ended.value.code == 128 + number
 
 
 def launch(overrides: Sequence[str], **environment: str) -> "subprocess.Popen[str]":

@@ -32,6 +32,21 @@ def test_a_metric_that_comes_later_adds_a_column(tmp_path: Path) -> None:
     assert [row["rate"] for row in rows(tmp_path / "metrics.csv")] == ["", "9.0", "8.0"]
 
 
+def test_what_is_logged_of_a_step_later_joins_its_row(tmp_path: Path) -> None:
+    log = CSVMetrics(tmp_path / "metrics.csv")
+    log.log_metrics({"loss": 0.5}, step=1)
+    log.log_metrics({"held": 9.0}, step=1)
+    log.log_metrics({"held": 8.0}, step=2)
+    log.log_metrics({"loss": 0.25, "held": 7.0}, step=3)
+    assert rows(tmp_path / "metrics.csv") == [
+        {"step": "1", "loss": "0.5", "held": "9.0"},
+        {"step": "2", "loss": "", "held": "8.0"},
+        {"step": "3", "loss": "0.25", "held": "7.0"},
+    ]
+    CSVMetrics(tmp_path / "metrics.csv", start_step=2).log_metrics({"loss": 0.125, "held": 6.0}, step=3)
+    assert [row["loss"] for row in rows(tmp_path / "metrics.csv")] == ["0.5", "", "0.125"]
+
+
 def test_a_resume_keeps_the_rows_up_to_its_step(tmp_path: Path) -> None:
     first = CSVMetrics(tmp_path / "metrics.csv")
     for step in range(1, 6):

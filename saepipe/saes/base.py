@@ -109,10 +109,10 @@ class SAE(nn.Module, ABC):
 
         Args:
             other: One that does the same on raw activations afterwards; where latents are kept by their rank, as far as
-                their decoder rows' norms agree.
+                their decoder rows' norms agree, and with activations in units of this run's scale.
 
         Raises:
-            UserError: Its widths or weights do not fit this one.
+            UserError: Its widths or weights do not fit this one, or it has more than this one would keep.
         """
         start.adopt(self, other)
 
