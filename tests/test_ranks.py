@@ -27,6 +27,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     small_store.build(folder / "store")
     more = ["trainer.precision=64-true", "train.log_every_steps=4", "train.evaluate_every_steps=12"]
+    more += ["stream.lanes=4"]  # each lane has windows of its own, which cost most of the time
     configs = {
         world: [
             small_runs.configured(small_runs.keys(name, STEPS, *keys, *more), folder / "store", folder / world / case)
