@@ -72,7 +72,8 @@ class Point(nn.Module):
         self.sae, self.optim = sae, optim
         self._total_steps, self._lanes, self._seed, self._micro_batches = total_steps, lanes, seed, micro_batches
         self.register_buffer("tokens_since_fired", torch.zeros(sae.d_sae, dtype=torch.int64))
-        self.register_buffer("density", torch.zeros(sae.d_sae))
+        # Of the weights' type, which a checkpoint keeps: what is converted when training starts would lose bits first.
+        self.register_buffer("density", torch.zeros(sae.d_sae, dtype=sae.W_enc.dtype))
         # 1 once a loss was not finite: from then on no step changes anything.
         self.register_buffer("broken", torch.zeros(()))
         self.optimizer: torch.optim.Optimizer | None = None

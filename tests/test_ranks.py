@@ -1,5 +1,6 @@
 """What two real ranks exchange, and that they train what one would: one start for all of it."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import small_works
 import torch
 
 from saepipe import rank_processes, saes
+from saepipe.config import RunFolder
 from saepipe.launched import Launch
 from saepipe.ranks import ALONE, Ranks
+from saepipe.runs import Run
 
 STEPS = 24
 CASES = {case: found for case, found in small_runs.cases().items() if case.split("-")[1] in ("resample", "auxk")}
@@ -24,6 +27,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     small_store.build(folder / "store")
     more = ["trainer.precision=64-true", "train.log_every_steps=4", "train.evaluate_every_steps=12"]
+    more += ["stream.lanes=4"]  # each lane has windows of its own, which cost most of the time
     configs = {
         world: [
             small_runs.configured(small_runs.keys(name, STEPS, *keys, *more), folder / "store", folder / world / case)
@@ -32,6 +36,11 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for world in ("1", "2")
     }
     small_runs.train_each(configs["1"], Launch.alone())
+    moved = dataclasses.replace(configs["2"][0], run=RunFolder(dir=str(folder / "moved")))
+    with small_runs.interrupted(after_steps=9):
+        small_runs.train_each([moved], Launch.alone())
+    assert small_runs.state(folder / "moved")["steps_done"] == 11
+    configs["2"].append(moved)
     rank_processes.run(small_works.exchange_and_train, (folder, configs["2"]), 2)
     return folder
 
@@ -77,7 +86,18 @@ def test_batchtopk_keeps_what_one_rank_would(found: list[dict[str, Any]]) -> Non
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_train_what_one_does(done: Path, case: str) -> None:
-    one, two = (small_runs.state(done / world / case) for world in ("1", "2"))
+    assert_same(done / "1" / case, done / "2" / case)
+
+
+def test_a_run_that_one_rank_began_goes_on_with_two(done: Path) -> None:
+    summary = Run(done / "moved").summary()
+    assert summary is not None
+    assert (summary["resumed_from_step"], summary["ranks"]) == (11, 2)
+    assert_same(done / "1" / next(iter(CASES)), done / "moved")
+
+
+def assert_same(alone: Path, together: Path) -> None:
+    one, two = small_runs.state(alone), small_runs.state(together)
     assert one["steps_done"] == two["steps_done"] == STEPS
     assert one["state_dict"].keys() == two["state_dict"].keys()
     for name, value in one["state_dict"].items():
