@@ -308,7 +308,7 @@ class BenchConfig(Group, group="bench"):
     """The bench verb's own keys."""
 
     parts: list[str] = field(default_factory=lambda: ["cache", "stream", "memory"])
-    """What to measure: cache, stream, memory; and grid, which takes long."""
+    """What to measure: cache, stream, memory; and grid, which takes two minutes a round."""
     dir: str = key("stores/bench", filled="name a folder")
     """Where to make stores, in a folder of their own that is deleted at the end: this disk is measured."""
     tokens: int = key(32_768, least=1)
