@@ -204,12 +204,14 @@ def draw(scale: Scale, seed: int, folder: Path) -> None:
     torch.save(torch.stack([data.batch(number).x for number in range(scale.steps)]), folder / f"{seed}.pt")
 
 
-def job(variant: str, name: str, scale: Scale, seeds: int, drawn: Path, out: Path) -> None:
-    """Tune in the first world, train in all of them, and write the scores."""
+def job(variant: str, name: str, scale: Scale, seeds: int, drawn: Path, out: Path, coefficient: float | None) -> None:
+    """Tune in the first world where no coefficient is given, train in all of them, and write the scores."""
     torch.set_num_threads(1)
     worlds = [torch.load(drawn / f"{seed}.pt", mmap=True) for seed in range(seeds)]
-    case, coefficient = CASES[name], 1.0
-    if case.tuned:
+    case = CASES[name]
+    if not case.tuned:
+        coefficient = 1.0
+    elif coefficient is None:
         held_out, tokens = scale.data(0), scale.scored_tokens // 5
         coefficient = tune(
             lambda tried: score(trained(variant, name, scale, 0, worlds[0], tried), held_out, tokens=tokens)["l0"],
@@ -272,6 +274,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="worlds: features, samples and weights at the start")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="whose SAEs")
+    parser.add_argument("--coefficient", type=float, help="of the penalty, for both libraries; None: tuned for each")
     parser.add_argument("--tiny", action="store_true", help="to see that it works, in a minute")
     given = parser.parse_args()
     scale = TINY if given.tiny else Scale()
@@ -283,7 +286,7 @@ def main() -> None:
     ):
         drawn = Path(folder)
         list(pool.map(draw, *zip(*((scale, seed, drawn) for seed in range(given.seeds)), strict=True)))
-        waiting = [pool.submit(job, *one, scale, given.seeds, drawn, given.out) for one in todo]
+        waiting = [pool.submit(job, *one, scale, given.seeds, drawn, given.out, given.coefficient) for one in todo]
         for done in waiting:
             done.result()
     print(table(given.out))

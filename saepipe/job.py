@@ -74,10 +74,10 @@ class Job:
         """
         self.launch.join()
         ranks = self.launch.ranks
-        points = [self._build(at) for at in range(len(self.configs))]
-        begin, last_metrics = self._restore(points)
+        begin = self._begin()
+        states = [checkpoints.load(run.checkpoints, begin) for run in self.runs] if begin else []
         module = SAEModule(
-            points,
+            [self._build(at, states[at] if states else None) for at in range(len(self.configs))],
             self.stream_of,
             [str(run.folder) for run in self.runs],
             ranks,
@@ -85,8 +85,11 @@ class Job:
             steps_done=begin,
             log_every_steps=self.config.train.log_every_steps,
         )
-        module.last_metrics = last_metrics
-        self._announce(points[0], begin)
+        if not begin and ranks.rank == 0:  # not before everything that may be refused was looked at
+            for config, run in zip(self.configs, self.runs, strict=True):
+                entry.save_config(config, run.config_file)
+        module.last_metrics = [state["last_metrics"] for state in states] or module.last_metrics
+        self._announce(module.trained[0], begin)
         began = time.perf_counter()
         with self._logging(module, begin):
             device = fit(self.config, self.streams, module, self._callbacks(), self.launch)
@@ -95,28 +98,29 @@ class Job:
             self._finish(module, begin, seconds, device)
         return module.failures
 
-    def _build(self, at: int) -> Point:
-        """Make an SAE with its first weights, and the point that trains it."""
+    def _build(self, at: int, state: dict[str, Any] | None = None) -> Point:
+        """Make an SAE and the point that trains it, with its first weights or in the state of a checkpoint."""
         config, stream = self.configs[at], self.streams[self.stream_of[at]]
         target = stream.target_hook
         sae = saes.architecture(config.sae.architecture)(config.sae, stream.d_in, stream.d_out if target else None)
-        sae.initialise(
-            torch.Generator().manual_seed(config.train.seed),
-            mean=centre(config, self.store, stream),
-            norm_scale=self.store.statistics(stream.hook).norm_scale,
-            target_scale=self.store.statistics(target).norm_scale if target else None,
-        )
         if config.train.compile and sae.sparse_step:
             raise UserError(
                 f"train.compile=true does not go with sae={config.sae.architecture}, whose sparse step it would only "
                 "slow down; leave it out"
             )
-        if config.train.init_from:
-            sae.adopt(export.load(config.train.init_from))
+        if state is None:
+            sae.initialise(
+                torch.Generator().manual_seed(config.train.seed),
+                mean=centre(config, self.store, stream),
+                norm_scale=self.store.statistics(stream.hook).norm_scale,
+                target_scale=self.store.statistics(target).norm_scale if target else None,
+            )
+            if config.train.init_from:
+                sae.adopt(export.load(config.train.init_from))
         if config.trainer.precision == "64-true":
             sae.double()  # before a checkpoint is loaded, which would lose half of its bits
         train = config.train
-        return Point(
+        point = Point(
             sae,
             config.optim,
             total_steps=self.total_steps,
@@ -125,29 +129,20 @@ class Job:
             micro_batches=train.micro_batches,
             compile=train.compile,
         )
-
-    def _restore(self, points: Sequence[Point]) -> tuple[int, list[dict[str, float]]]:
-        """Take up the newest checkpoint that all points have, as the first rank sees it.
-
-        Returns:
-            Its step, and the last metrics of each point.
-        """
-        ranks, folders = self.launch.ranks, [run.checkpoints for run in self.runs]
-        begin = checkpoints.newest_common(folders) or 0 if ranks.rank == 0 else 0
-        begin = int(ranks.sum(torch.tensor(begin)))
-        if not begin:
-            for config, run in zip(self.configs, self.runs, strict=True) if ranks.rank == 0 else ():
-                entry.save_config(config, run.config_file)
-            return 0, [{} for _ in points]
-        states = [checkpoints.load(folder, begin) for folder in folders]
-        for point, state in zip(points, states, strict=True):
+        if state is not None:
             if state["store_identity"] != self.store.plan.identity:
                 raise UserError(
                     "store.dir holds another store than the one that this run began on; give that one, or another "
                     "run.dir"
                 )
             point.restore(state)
-        return begin, [state["last_metrics"] for state in states]
+        return point
+
+    def _begin(self) -> int:
+        """Return the step of the newest checkpoint that all points have, as the first rank sees it; 0 without one."""
+        ranks, folders = self.launch.ranks, [run.checkpoints for run in self.runs]
+        begin = checkpoints.newest_common(folders) or 0 if ranks.rank == 0 else 0
+        return int(ranks.sum(torch.tensor(begin)))
 
     def _announce(self, point: Point, begin: int) -> None:
         config, ranks = self.config, self.launch.ranks
