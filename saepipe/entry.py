@@ -53,10 +53,11 @@ def main(verb: str, function: Callable[[RunConfig], object]) -> None:
 
     def task(composed: DictConfig) -> None:
         overrides = list(HydraConfig.get().overrides.task)
+        point = _point(overrides)
         try:
-            function(_typed(composed, overrides, point=_point(overrides)))
+            function(_typed(composed, overrides, point=point))
         except UserError as error:  # raised past this frame, Hydra would add lines of its own
-            failed.append(str(error))  # and the other points of a sweep would not be tried
+            failed.append(f"{point}: {error}" if point else str(error))  # the other points of a sweep are tried
 
     sys.argv[1:] = _arguments(sys.argv[1:])
     try:
@@ -220,6 +221,8 @@ def _sentence(error: BaseException) -> str:
     text = "\n".join(str(link).strip() for link in chain)
     if "Could not override 'experiment'" in text:
         return f"an experiment is added with a plus: +experiment=NAME, one of {', '.join(_options('experiment'))}"
+    if several := re.search(r"Ambiguous value for argument '\+*([^=']+)=([^']*)'", text):
+        return _several(several[1], several[2])
     if points := re.search(r"Error merging override \+*grid\.([\w.]+)=(.*)", text):
         name = points[1].split(".")[-1]  # of grid.sae.k, too: a grid's keys have no group
         values = points[2] if points[2].startswith("[") else f"[{points[2]}]"
@@ -239,6 +242,15 @@ def _sentence(error: BaseException) -> str:
     where = given[1].lstrip("+") if given else key[1] if key else "configuration"
     cure = "; write a whole number such as 1_000_000" if "to Integer" in text else ""
     return f"{where} does not fit: {lines[0] if lines else type(error).__name__}{cure}"
+
+
+def _several(key: str, values: str) -> str:
+    """Word several values of one key, without a flag that makes a sweep of them."""
+    group, _, name = key.partition(".")
+    if group == "grid":
+        return f"{key}={values} is no list; write {key}=[{values}]"
+    together = f", or grid.{name}=[{values}] to train them in one job" if group in ("sae", "optim") and name else ""
+    return f"{key}={values} has several values; add -m for a run of each{together}"
 
 
 def _unknown_key(key: str) -> str:

@@ -16,6 +16,9 @@ from saepipe.config import TrainerConfig
 from saepipe.errors import UserError
 from saepipe.ranks import Ranks
 
+_MEETING = timedelta(minutes=10)
+"""How long a rank waits for the others to start: some may load their libraries from a slow network disk."""
+
 _PATIENCE = timedelta(minutes=30)
 """How long a rank waits for the others in one step: rank 0 may be writing a large checkpoint to a slow disk."""
 
@@ -95,17 +98,33 @@ class Launch:
             logging.getLogger("saepipe").setLevel(logging.ERROR)
 
     def join(self) -> None:
-        """Meet the other ranks: make the process group that `Ranks` talks through, once in a process."""
+        """Meet the other ranks: make the process group that `Ranks` talks through, once in a process.
+
+        Raises:
+            UserError: Not all of them came.
+        """
         import torch
         import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
 
         if (self.ranks.world_size == 1 and not self.address) or dist.is_initialized():
             return
         os.environ |= {"MASTER_ADDR": self.address, "MASTER_PORT": str(self.port)}
+        rank, world_size = self.ranks.rank, self.ranks.world_size
+        try:
+            store, _, _ = next(rendezvous("env://", rank, world_size, timeout=_MEETING))
+        except dist.DistError as error:
+            raise UserError(
+                f"rank {rank} did not meet all of the {world_size} ranks at MASTER_ADDR={self.address} "
+                f"MASTER_PORT={self.port} within {_MEETING.seconds // 60} minutes; see why the others ended, and "
+                f"whether that address can be reached from every machine ({str(error).splitlines()[0]})"
+            ) from error
+        store.set_timeout(_PATIENCE)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
+            store=store,
+            rank=rank,
+            world_size=world_size,
             timeout=_PATIENCE,
         )
         atexit.register(_leave)

@@ -1,7 +1,10 @@
 """What torchrun's and srun's environments say of a rank, and what is refused."""
 
 import logging
+import os
+import socket
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
@@ -73,6 +76,18 @@ def test_srun_says_how_many_ranks_each_machine_has(tasks: str, each: int, world:
     assert found is not None
     assert (found.ranks, found.local_rank, found.local_world_size) == (Ranks(3, world), 1, each)
     assert found.address == "gpu03"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_waits_in_vain_for_the_others_says_so(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saepipe.launched._MEETING", timedelta(seconds=1))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(UserError, match=rf"rank {rank} did not meet all of the 2 ranks at .*MASTER_PORT={port}"):
+        Launch(Ranks(rank, 2), rank, 2, "127.0.0.1", port).join()
+    assert not dist.is_initialized()
 
 
 @pytest.mark.parametrize("tasks", ["2,1", "2(x2),1", "3,2(x2)", "1,2(x2),1"])
