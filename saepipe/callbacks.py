@@ -91,7 +91,8 @@ class Checkpoints(pl.Callback):
             }
             checkpoints.save(states, module.steps_done)
             for at, why in module.failures.items():
-                self._runs[at].fail(why)
+                if self._runs[at].failure() is None:
+                    self._runs[at].fail(why)
         if module.stopped:  # a scheduler ends all ranks when one has ended
             self._ranks.sum(torch.zeros(1, device=module.device))
 

@@ -51,6 +51,16 @@ def _path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:09d}.ckpt"
 
 
+def drop_later(folder: Path, step: int) -> None:
+    """Delete the checkpoints beyond a step from which a run goes on, which it will come to again."""
+    if later := [path for path in _all_in(folder) if step_of(path) > step]:
+        log.warning(
+            "%s: going on from step %s, not from step %s", folder.parent, f"{step:,}", f"{step_of(later[-1]):,}"
+        )
+    for path in later:
+        _delete(path)
+
+
 def save(states: Mapping[Path, dict[str, Any]], step: int) -> None:
     """Write a checkpoint into each of some folders, then delete what is older than the newest two.
 
@@ -69,8 +79,7 @@ def save(states: Mapping[Path, dict[str, Any]], step: int) -> None:
         durable.write_sealed(_record(path), {"bytes": path.stat().st_size, "xxh3": durable.xxh3(path)})
     for folder in states:
         for old in _all_in(folder)[:-KEPT]:
-            _record(old).unlink(missing_ok=True)  # first, so that no record is left without its file
-            old.unlink()
+            _delete(old)
 
 
 def load(folder: Path, step: int) -> dict[str, Any]:
@@ -84,6 +93,11 @@ def load(folder: Path, step: int) -> dict[str, Any]:
         raise UserError(f"{path} is not there, but for the first rank; put run.dir on a disk that all machines share")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def _delete(path: Path) -> None:
+    _record(path).unlink(missing_ok=True)  # first, so that no record is left without its file
+    path.unlink()
 
 
 def _record(path: Path) -> Path:

@@ -5,6 +5,7 @@ here imports torch or a language-model library, so `--help` and a typo answer at
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from saepipe.errors import UserError, unknown
@@ -119,6 +120,7 @@ class StoreConfig(Group, group="store"):
     def __post_init__(self) -> None:
         """Check what a range cannot say."""
         super().__post_init__()
+        self.dir = _expanded(self.dir)  # which a shell leaves alone behind a key
         if self.shuffle_tokens % self.shard_tokens:
             nearest = max(1, round(self.shuffle_tokens / self.shard_tokens)) * self.shard_tokens
             raise UserError(
@@ -247,6 +249,11 @@ class RunFolder(Group, group="run"):
     dir: str = key("runs/${run.name}", filled="give it a name")
     """Folder of the run; in a sweep, each point has a folder in it."""
 
+    def __post_init__(self) -> None:
+        """Take ~ for the home folder, which a shell leaves alone behind a key."""
+        super().__post_init__()
+        self.dir = _expanded(self.dir)
+
 
 @dataclass
 class LoggerConfig(Group, group="logger"):
@@ -331,6 +338,10 @@ class BenchConfig(Group, group="bench"):
                 raise unknown("bench.parts", part, BENCH_PARTS)
 
 
+def _expanded(folder: str) -> str:
+    return str(Path(folder).expanduser()) if folder.startswith("~") else folder
+
+
 @dataclass
 class RunConfig:
     """Everything that a run is made of; every verb takes the same groups and reads those it needs."""
@@ -354,6 +365,10 @@ class RunConfig:
     bench: BenchConfig = field(default_factory=BenchConfig)
     overrides: list[str] = field(default_factory=list)
     """What the user typed, set at the door. A verb that takes model and data from a store compares just these keys."""
+
+    def named(self, key: str) -> bool:
+        """Say whether the user typed a value for this very key."""
+        return any(override.lstrip("+").startswith(f"{key}=") for override in self.overrides)
 
     def typed(self, key: str) -> bool:
         """Say whether the user typed a value for a key (`model.name`) or chose its group (`model`)."""

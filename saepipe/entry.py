@@ -14,7 +14,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra.core.config_store import ConfigStore
@@ -27,12 +26,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from saepipe import durable, grid
+from saepipe.composition_errors import CONF, keys_of, known_keys, sentence, unknown_key
 from saepipe.config import RunConfig
-from saepipe.errors import UserError, unknown
-
-_PACKAGED = Path(__file__).parent / "conf"
-CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
-"""The YAML files: inside an installed package, or beside it in a checkout."""
+from saepipe.errors import UserError
+from saepipe.stopping import GOES_ON
 
 _GROUP_VALUE = "a group such as sae, model or logger takes the name of one of its files, e.g. sae=topk, not"
 
@@ -58,6 +55,8 @@ def main(verb: str, function: Callable[[RunConfig], object]) -> None:
             function(_typed(composed, overrides, point=point))
         except UserError as error:  # raised past this frame, Hydra would add lines of its own
             failed.append(f"{point}: {error}" if point else str(error))  # the other points of a sweep are tried
+            if _among_ranks():
+                refuse(failed[-1])
 
     sys.argv[1:] = _arguments(sys.argv[1:])
     try:
@@ -66,11 +65,19 @@ def main(verb: str, function: Callable[[RunConfig], object]) -> None:
         if failed:
             refuse("\nsaepipe: ".join(failed))
     except (HydraException, OmegaConfBaseException) as error:
-        refuse(_sentence(error))
+        refuse(sentence(error))
     except ValueError as error:
         if "Config group override" not in str(error):
             raise
         refuse(f"{_GROUP_VALUE}: {' '.join(sys.argv[1:])}")
+
+
+def _among_ranks() -> bool:
+    """Tell whether srun or torchrun started others beside this process, which must not go on to different points."""
+    from saepipe.launched import Launch
+
+    launch = Launch.here()
+    return launch is not None and launch.ranks.world_size > 1
 
 
 @contextmanager
@@ -105,7 +112,7 @@ def load_config(verb: str, overrides: Sequence[str] = ()) -> RunConfig:
             raise
         raise UserError(f"{_GROUP_VALUE}: {' '.join(overrides)}") from None
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_sentence(error)) from None
+        raise UserError(sentence(error)) from None
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -120,6 +127,8 @@ def read_config(path: Path) -> RunConfig:
         UserError: The file is missing, or no longer fits this version's keys.
     """
     if not path.exists():
+        if points := sorted(str(point.parent) for point in path.parent.glob(f"*/{path.name}")):
+            raise UserError(f"run.dir={path.parent} holds several runs; name one of them: {', '.join(points)}")
         raise UserError(
             f"run.dir={path.parent} holds no {path.name}; train a run there first (python -m saepipe.train)"
         )
@@ -130,7 +139,7 @@ def read_config(path: Path) -> RunConfig:
     except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise UserError(
             f"run.dir={path.parent}: {path.name} is damaged or of another version; choose another run.dir "
-            f"({_sentence(error)})"
+            f"({sentence(error)})"
         ) from None
 
 
@@ -158,8 +167,8 @@ def agree(typed: object, kept: object) -> bool:
 
 def _typed(composed: DictConfig, overrides: Iterable[str], point: str | None) -> RunConfig:
     """Turn a composed config into dataclasses: the one place where a DictConfig ends."""
-    if foreign := _keys_of(composed) - set(_known_keys()):  # +group.key=value adds what no dataclass knows
-        raise UserError(_unknown_key(min(foreign)))
+    if foreign := keys_of(composed) - set(known_keys()):  # +group.key=value adds what no dataclass knows
+        raise UserError(unknown_key(min(foreign)))
     config = OmegaConf.to_object(composed)
     assert isinstance(config, RunConfig)
     config.overrides = list(overrides)
@@ -177,12 +186,14 @@ def _arguments(given: Sequence[str]) -> list[str]:
 
 
 def _quoted(override: str) -> str:
-    """Quote a value that Hydra's grammar would trip over: the folder of a sweep's point, `run.dir=runs/x/sae.k=16`."""
+    """Quote a value that Hydra's grammar would trip over, such as the folder of a sweep's point, `runs/x/sae.k=16`."""
     key, _, value = override.partition("=")
     if key.split(".")[0] == "grid":  # its keys are open, which Hydra wants to be told
         return f"++{override}"
-    quoted = "=" in value and not value.startswith(("'", '"', "[", "{")) and "(" not in value
-    return f"{key}='{value}'" if quoted else override
+    if value.startswith(("'", '"', "[", "{")) or "(" in value:
+        return override
+    odd = "=" in value or re.search(r"[^\w./:+*\\@%?|,$-]", value, re.ASCII)  # a comma alone makes a sweep
+    return f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'" if odd else override
 
 
 def _architecture_config(values: Any) -> Any:
@@ -197,7 +208,7 @@ def _architecture_config(values: Any) -> Any:
     try:
         return OmegaConf.to_object(OmegaConf.merge(schema, values))
     except OmegaConfBaseException as error:
-        raise UserError(f"sae.{_sentence(error)}") from None
+        raise UserError(f"sae.{sentence(error)}") from None
 
 
 def _point(overrides: Sequence[str]) -> str | None:
@@ -211,75 +222,6 @@ def _point(overrides: Sequence[str]) -> str | None:
     swept |= {override.key_or_group for override in parsed if override.is_sweep_override()}
     chosen = sorted(text.lstrip("+") for text in overrides if text.lstrip("+").split("=")[0] in swept)
     return ",".join(chosen).replace("/", "_") or None
-
-
-def _sentence(error: BaseException) -> str:
-    """Make one sentence of a composition error, with the close matches of a mistyped key or group."""
-    chain = [error]
-    while chain[-1].__cause__:
-        chain.append(chain[-1].__cause__)
-    text = "\n".join(str(link).strip() for link in chain)
-    if "Could not override 'experiment'" in text:
-        return f"an experiment is added with a plus: +experiment=NAME, one of {', '.join(_options('experiment'))}"
-    if several := re.search(r"Ambiguous value for argument '\+*([^=']+)=([^']*)'", text):
-        return _several(several[1], several[2])
-    if points := re.search(r"Error merging override \+*grid\.([\w.]+)=(.*)", text):
-        name = points[1].split(".")[-1]  # of grid.sae.k, too: a grid's keys have no group
-        values = points[2] if points[2].startswith("[") else f"[{points[2]}]"
-        return (
-            f"grid.{points[1]}={points[2]} does not fit: a grid takes keys without their group, and lists; write "
-            f"grid.{name}={values}"
-        )
-    if mistyped := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(mistyped[1])
-    if option := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
-        return str(unknown(option[1], option[2], _options(option[1])))
-    if unparsed := re.search(r"Error parsing override '([^']*)'", text):
-        return f"{unparsed.group(1)} is no override; write key=value, quoted where the shell would read it"
-    lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
-    key = re.search(r"full_key: (\S+)", text)
-    given = re.search(r"Error merging override (.*)", text)
-    where = given[1].lstrip("+") if given else key[1] if key else "configuration"
-    cure = "; write a whole number such as 1_000_000" if "to Integer" in text else ""
-    return f"{where} does not fit: {lines[0] if lines else type(error).__name__}{cure}"
-
-
-def _several(key: str, values: str) -> str:
-    """Word several values of one key, without a flag that makes a sweep of them."""
-    group, _, name = key.partition(".")
-    if group == "grid":
-        return f"{key}={values} is no list; write {key}=[{values}]"
-    together = f", or grid.{name}=[{values}] to train them in one job" if group in ("sae", "optim") and name else ""
-    return f"{key}={values} has several values; add -m for a run of each{together}"
-
-
-def _unknown_key(key: str) -> str:
-    """Word a key that this configuration has not: another architecture's, or none's."""
-    groups = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CONF / "sae").glob("*.yaml"))}
-    whole = {name: keys for name, keys in groups.items() if keys.get("architecture") == name}
-    owners = [f"sae={name}" for name, keys in whole.items() if key.startswith("sae.") and key[4:] in keys]
-    if owners:
-        return f"{key} is a key of another architecture; leave it out, or choose {' or '.join(owners)}"
-    return str(unknown("key", key, _known_keys()))
-
-
-def _known_keys() -> list[str]:
-    """List every key of the schema in dotted form, with those of every architecture."""
-    keys = _keys_of(OmegaConf.structured(RunConfig))
-    for path in (CONF / "sae").glob("*.yaml"):
-        keys |= {f"sae.{name!s}" for name in OmegaConf.load(path) if name != "defaults"}
-    return sorted(keys)
-
-
-def _keys_of(composed: DictConfig) -> set[str]:
-    """List the keys of a config in dotted form."""
-    groups = {str(group): composed[group] for group in composed if group != "grid"}  # checked by `saepipe.grid`
-    nested = {f"{group}.{key!s}" for group, value in groups.items() if isinstance(value, DictConfig) for key in value}
-    return nested | {group for group, value in groups.items() if not isinstance(value, DictConfig)}
-
-
-def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))  # what others share begins with _
 
 
 def prepare_process() -> None:
@@ -299,7 +241,7 @@ def prepare_process() -> None:
 
 def interrupted() -> NoReturn:
     """End the process after Ctrl-C."""
-    sys.stderr.write("saepipe: interrupted; the same command goes on from what is on disk\n")
+    sys.stderr.write(f"saepipe: interrupted; {GOES_ON}\n")
     sys.exit(130)
 
 

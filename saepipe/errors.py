@@ -22,7 +22,7 @@ class DamageError(UserError):
         self.what = what
 
 
-def unknown(key: str, value: object, choices: Iterable[str], cure: str = "") -> UserError:
+def unknown(key: str, value: object, choices: Iterable[str], cure: str = "", *, prefix: str = "") -> UserError:
     """Build the error for a name that is not among the known ones, with the close matches first.
 
     Args:
@@ -30,12 +30,30 @@ def unknown(key: str, value: object, choices: Iterable[str], cure: str = "") -> 
         value: The name that was given.
         choices: The names that exist.
         cure: What to do where none of the choices is meant.
+        prefix: What stands before the value and before each choice.
     """
     names = list(choices)
     close = difflib.get_close_matches(str(value), names, n=5, cutoff=0.5)
-    listed = ", ".join(close or names[:20]) + ("" if close or len(names) <= 20 else f", ... ({len(names)} in all)")
-    lead = "did you mean" if close else "choose from"
-    return UserError(f"{key}={value} is not known; {lead} {listed or '(nothing here)'}?{' ' + cure if cure else ''}")
+    listed = ", ".join(prefix + name for name in close or names[:20]) + (
+        "" if close or len(names) <= 20 else f", ... ({len(names)} in all)"
+    )
+    question = f"did you mean {listed}?" if close else f"choose from {listed}" + ("." if cure else "")
+    return UserError(f"{key}={prefix}{value} is not known; {question}{' ' + cure if cure else ''}")
+
+
+@contextmanager
+def explained(key: str) -> Iterator[None]:
+    """Name the key whose value a block is about, where its error does not.
+
+    Args:
+        key: Dotted key.
+    """
+    try:
+        yield
+    except UserError as error:
+        if key in str(error):
+            raise
+        raise UserError(f"{key}: {error}") from error
 
 
 @contextmanager

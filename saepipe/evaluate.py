@@ -73,6 +73,7 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
         "hook": hook,
         "target_hook": target_hook or hook,
         "run_dir": str(run.folder),
+        "step": config.evaluate.step,
         "seconds": round(seconds, 2),
         "tokens_per_s": round(result["tokens"] / seconds),
     }
@@ -90,7 +91,8 @@ def table(result: dict[str, Any]) -> str:
     """Lay the main figures out for the terminal."""
     width = max(len(words) for words in TABLE.values())
     rows = [f"  {words:<{width}}  {_shown(key, result[key])}" for key, words in TABLE.items()]
-    head = f"{result['run_dir']}: {result['tokens']:,} tokens of {result['documents']:,} held-out documents"
+    step = "" if result["step"] is None else f" at step {result['step']:,}"
+    head = f"{result['run_dir']}{step}: {result['tokens']:,} tokens of {result['documents']:,} held-out documents"
     return "\n".join([head, *rows])
 
 

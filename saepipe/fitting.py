@@ -5,11 +5,12 @@ import warnings
 from collections.abc import Sequence
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
 
-from saepipe import provenance
+from saepipe import progress, provenance
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
 from saepipe.launched import Launch
@@ -45,19 +46,27 @@ def fit(
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips and device table say nothing of this run
     try:
-        trainer = _trainer(config, callbacks, launch)
-        # Lightning's own handlers would broadcast from inside of a handler, which hangs where ranks are elsewhere.
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         with warnings.catch_warnings(), module.watch.listening(), losing_ranks(launch.ranks):
             warnings.filterwarnings(
                 "ignore", message=r".*isinstance\(treespec, LeafSpec\)"
             )  # lightning 2.6, torch 2.13
-            trainer.fit(module, Batches(streams, module, config.stream.batch_tokens))
+            warnings.filterwarnings("ignore", message="The `srun` command is available")  # ours is a choice
+            trainer = _trainer(config, callbacks, launch)
+            # Lightning's own handlers would broadcast from inside of a handler, which hangs where ranks are elsewhere.
+            trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+            tokens = config.stream.batch_tokens
+            with progress.bar("train", module.total_steps * tokens, module.steps_done * tokens) as module.bar:
+                trainer.fit(module, Batches(streams, module))
     except MisconfigurationException as error:
         raise UserError(
-            f"trainer.accelerator={config.trainer.accelerator} with trainer.devices={config.trainer.devices} cannot be "
-            f"had on this machine ({str(error).splitlines()[0]}); try trainer.accelerator=auto"
+            f"trainer.accelerator={config.trainer.accelerator} with {launch.local_world_size} ranks on this machine "
+            f"cannot be had ({str(error).splitlines()[0]}); try trainer.accelerator=auto, or as many ranks "
+            "(trainer.devices) as there are devices"
         ) from error
+    except SystemExit as stop:  # Lightning's answer to the second Ctrl-C
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
     if module.stopped:
         log.info("stopped at step %s; the same command goes on", f"{module.steps_done:,}")
         raise SystemExit(128 + module.stopped)
@@ -66,12 +75,13 @@ def fit(
 
 def _trainer(config: RunConfig, callbacks: Sequence[pl.Callback], launch: Launch) -> pl.Trainer:
     """Make a trainer that leaves logs, checkpoints and the batches' distribution to saepipe."""
-    environment = _Environment(launch)
+    # Each rank may see a GPU of its own alone, as under `srun --gpus-per-task=1`.
+    own_device = config.trainer.accelerator not in ("cpu", "mps") and torch.cuda.device_count() == 1
+    environment = _Environment(launch, own_device=own_device)
     alone = launch == Launch.alone()
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
-        devices=launch.local_world_size,
-        num_nodes=launch.ranks.world_size // launch.local_world_size,
+        devices=1 if own_device else launch.local_world_size,
         strategy="auto" if alone else _Joined(cluster_environment=environment),
         plugins=[environment] if alone else None,
         precision=config.trainer.precision,  # type: ignore[arg-type]  # TrainerConfig checks it
@@ -92,16 +102,18 @@ class _Joined(DDPStrategy):
         """Leave the module as it is."""
 
     def setup_distributed(self) -> None:
-        """Keep the process group that there is (`Launch.join`)."""
-        self.set_world_ranks()
+        """Keep the process group (`Launch.join`) and the ranks that there are."""
+
+    def set_world_ranks(self) -> None:
+        """Keep the ranks that `_Environment` knows, whatever number of devices this one sees."""
 
 
 class _Environment(LightningEnvironment):
     """What Lightning asks of whoever started the ranks."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, *, own_device: bool) -> None:
         super().__init__()
-        self.launch = launch
+        self.launch, self.own_device = launch, own_device
         self.set_global_rank(launch.ranks.rank)
         self.set_world_size(launch.ranks.world_size)
 
@@ -111,8 +123,8 @@ class _Environment(LightningEnvironment):
         return True
 
     def local_rank(self) -> int:
-        """Which device is this rank's."""
-        return self.launch.local_rank
+        """Which of the devices that it sees is this rank's."""
+        return 0 if self.own_device else self.launch.local_rank
 
     def node_rank(self) -> int:
         """Which machine this rank is on."""

@@ -53,7 +53,7 @@ def full_key(key: str, sae: Any) -> str:
     known = {item.name: f"{group}.{item.name}" for group, items in groups.items() for item in items}
     del known["architecture"]  # its keys are another's: a sweep with -m can do that
     if key not in known:
-        raise unknown("grid", key, ["hook", *known])
+        raise unknown("key", key, ["hook", *known], prefix="grid.")
     return known[key]
 
 

@@ -32,7 +32,7 @@ def measure(store: Store, hook: str, target_hook: str, sae: SAE) -> dict[str, fl
         x, y = x.to(device), y.to(device)
         f = sae.encode(x)
         fit.update(y, sae.decode(f, x))
-        fired += (f > 0).sum(0)
+        fired += (f > 0).sum(0, dtype=torch.float32).long()  # its default would be an int64 of each f
     if not fit.rows:
         return {}
     figures = {
@@ -45,12 +45,23 @@ def measure(store: Store, hook: str, target_hook: str, sae: SAE) -> dict[str, fl
 
 def _pairs(store: Store, hook: str, target_hook: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Read the ordinary held-out rows of one hook, and the same tokens' of another."""
-    ordinary = (rows[torch.from_numpy(mask)] for rows, mask in store.held_out(hook))
     if hook == target_hook:
-        yield from ((rows, rows) for rows in ordinary)
-        return
-    rows, targets = (  # whole, since the hooks come in chunks of different sizes
-        [rows[torch.from_numpy(mask)] for rows, mask in store.held_out(name)] for name in (hook, target_hook)
-    )
-    if rows:
-        yield from zip(torch.cat(rows).split(_CHUNK), torch.cat(targets).split(_CHUNK), strict=True)
+        yield from ((rows, rows) for rows in _ordinary(store, hook))
+    else:
+        yield from zip(*(_in_chunks(_ordinary(store, name)) for name in (hook, target_hook)), strict=True)
+
+
+def _ordinary(store: Store, hook: str) -> Iterator[Tensor]:
+    return (rows[torch.from_numpy(mask)] for rows, mask in store.held_out(hook))
+
+
+def _in_chunks(parts: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Cut rows anew into chunks of one size, since each hook's come in one of their own."""
+    rest: Tensor | None = None
+    for part in parts:
+        rest = part if rest is None else torch.cat([rest, part])
+        while len(rest) >= _CHUNK:
+            yield rest[:_CHUNK]
+            rest = rest[_CHUNK:]
+    if rest is not None and len(rest):
+        yield rest

@@ -1,5 +1,6 @@
 """A training job, as each rank of it runs: the points that are left, from their checkpoints to their exports."""
 
+import hashlib
 import logging
 import shlex
 import time
@@ -11,20 +12,23 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
-from saepipe import checkpoints, entry, export, loggers, provenance, saes
+from saepipe import checkpoints, entry, export, loggers, provenance
 from saepipe.callbacks import Checkpoints, Exports, Measurements
 from saepipe.centre import centre
 from saepipe.config import RunConfig
-from saepipe.errors import UserError
+from saepipe.errors import UserError, explained
 from saepipe.fitting import fit
 from saepipe.heldout import measure
 from saepipe.launched import Launch
 from saepipe.module import SAEModule
 from saepipe.point import Point
+from saepipe.run_length import in_vain, total_steps
 from saepipe.runs import Run
 from saepipe.store import Store
 from saepipe.stream import Stream
+from saepipe.untrained import untrained
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +65,9 @@ class Job:
         ]
         self.stream_of = [list(hooks).index(config.stream.hook) for config in self.configs]
         self.total_steps = total_steps(self.config, ranks.world_size)
+        for warning in {text: None for config in self.configs for text in in_vain(config, self.total_steps)}:
+            log.warning(warning)
+        self._centres: dict[tuple[int, str], Tensor | None] = {}
 
     def run(self) -> dict[int, str]:
         """Train from the newest checkpoint that all points have, export, and leave finished run folders.
@@ -75,9 +82,9 @@ class Job:
         self.launch.join()
         ranks = self.launch.ranks
         begin = self._begin()
-        states = [checkpoints.load(run.checkpoints, begin) for run in self.runs] if begin else []
+        built = [self._build(at, begin) for at in range(len(self.configs))]
         module = SAEModule(
-            [self._build(at, states[at] if states else None) for at in range(len(self.configs))],
+            [point for point, _ in built],
             self.stream_of,
             [str(run.folder) for run in self.runs],
             ranks,
@@ -85,11 +92,12 @@ class Job:
             steps_done=begin,
             log_every_steps=self.config.train.log_every_steps,
         )
-        if not begin and ranks.rank == 0:  # not before everything that may be refused was looked at
-            for config, run in zip(self.configs, self.runs, strict=True):
+        module.last_metrics = [metrics for _, metrics in built]
+        for config, run in zip(self.configs, self.runs, strict=True) if ranks.rank == 0 else ():
+            checkpoints.drop_later(run.checkpoints, begin)
+            if not begin:  # not before everything that may be refused was looked at
                 entry.save_config(config, run.config_file)
-        module.last_metrics = [state["last_metrics"] for state in states] or module.last_metrics
-        self._announce(module.trained[0], begin)
+        self._announce(module, begin)
         began = time.perf_counter()
         with self._logging(module, begin):
             device = fit(self.config, self.streams, module, self._callbacks(), self.launch)
@@ -98,25 +106,25 @@ class Job:
             self._finish(module, begin, seconds, device)
         return module.failures
 
-    def _build(self, at: int, state: dict[str, Any] | None = None) -> Point:
-        """Make an SAE and the point that trains it, with its first weights or in the state of a checkpoint."""
+    def _build(self, at: int, begin: int) -> tuple[Point, dict[str, float]]:
+        """Make an SAE and the point that trains it, with its first weights or in the state of a checkpoint.
+
+        Returns:
+            The point, and its last metrics.
+        """
         config, stream = self.configs[at], self.streams[self.stream_of[at]]
         target = stream.target_hook
-        sae = saes.architecture(config.sae.architecture)(config.sae, stream.d_in, stream.d_out if target else None)
-        if config.train.compile and sae.sparse_step:
-            raise UserError(
-                f"train.compile=true does not go with sae={config.sae.architecture}, whose sparse step it would only "
-                "slow down; leave it out"
-            )
-        if state is None:
+        sae = untrained(config, self.store)
+        if not begin:
             sae.initialise(
                 torch.Generator().manual_seed(config.train.seed),
-                mean=centre(config, self.store, stream),
+                mean=self._centre(at),
                 norm_scale=self.store.statistics(stream.hook).norm_scale,
                 target_scale=self.store.statistics(target).norm_scale if target else None,
             )
             if config.train.init_from:
-                sae.adopt(export.load(config.train.init_from))
+                with explained("train.init_from"):
+                    sae.adopt(export.load(config.train.init_from))
         if config.trainer.precision == "64-true":
             sae.double()  # before a checkpoint is loaded, which would lose half of its bits
         train = config.train
@@ -129,28 +137,54 @@ class Job:
             micro_batches=train.micro_batches,
             compile=train.compile,
         )
-        if state is not None:
-            if state["store_identity"] != self.store.plan.identity:
-                raise UserError(
-                    "store.dir holds another store than the one that this run began on; give that one, or another "
-                    "run.dir"
-                )
-            point.restore(state)
-        return point
+        if not begin:
+            return point, {}
+        state = checkpoints.load(self.runs[at].checkpoints, begin)
+        if state["steps_done"] != begin:
+            raise UserError(
+                f"{self.runs[at].checkpoints} holds a checkpoint of step {state['steps_done']} under the name of step "
+                f"{begin}; delete it"
+            )
+        if state["store_identity"] != self.store.plan.identity:
+            raise UserError(
+                "store.dir holds another store than the one that this run began on; give that one, or another run.dir"
+            )
+        point.restore(state)
+        return point, state["last_metrics"]
+
+    def _centre(self, at: int) -> Tensor | None:
+        """Find where b_dec starts, once for all points that start there: a geometric median takes a while."""
+        key = (self.stream_of[at], self.configs[at].sae.b_dec_init_method)
+        if key not in self._centres:
+            self._centres[key] = centre(self.configs[at], self.store, self.streams[self.stream_of[at]])
+        return self._centres[key]
 
     def _begin(self) -> int:
-        """Return the step of the newest checkpoint that all points have, as the first rank sees it; 0 without one."""
+        """Return the step of the newest checkpoint that all points have, as the first rank sees it; 0 without one.
+
+        Raises:
+            UserError: The ranks are not about to train the same points.
+        """
         ranks, folders = self.launch.ranks, [run.checkpoints for run in self.runs]
         begin = checkpoints.newest_common(folders) or 0 if ranks.rank == 0 else 0
-        return int(ranks.sum(torch.tensor(begin)))
+        digest = int.from_bytes(hashlib.sha256(repr(self.configs).encode()).digest()[:7])
+        least, most, told = ranks.least(torch.tensor([digest, -digest, -begin])).tolist()
+        if least != -most:
+            raise UserError(
+                f"run.dir={self.runs[0].folder}: the ranks were started with different keys, or see different disks; "
+                "start all of them with one command, and put run.dir on a disk that all machines share"
+            )
+        return -int(told)
 
-    def _announce(self, point: Point, begin: int) -> None:
+    def _announce(self, module: SAEModule, begin: int) -> None:
         config, ranks = self.config, self.launch.ranks
+        widths = sorted({point.sae.d_sae for point in module.trained})
         log.info(
-            "training %s, %s latents, on %s of %s: %s steps of %s tokens%s%s",
+            "training %s, %s latents, on %s%s of %s: %s steps of %s tokens%s%s",
             f"{len(self.configs)} points of {config.sae.architecture}" if self.configs[1:] else config.sae.architecture,
-            f"{point.sae.d_sae:,}",
+            " or ".join(f"{width:,}" for width in widths),
             ", ".join(stream.hook for stream in self.streams),
+            f" to predict {config.stream.target_hook}" if module.trained[0].sae.is_transcoder else "",
             self.store.folder,
             f"{self.total_steps:,}",
             f"{config.stream.batch_tokens:,}",
@@ -177,7 +211,8 @@ class Job:
         if train.evaluate_every_steps:
             found.append(Measurements(self._measure, train.evaluate_every_steps, ranks))
         if train.n_checkpoints:
-            due = {steps * number // (train.n_checkpoints + 1) for number in range(1, train.n_checkpoints + 1)}
+            wanted = min(train.n_checkpoints, steps)
+            due = {steps * number // (wanted + 1) for number in range(1, wanted + 1)}
             found.append(Exports(self._export_step, due, ranks))
         return [*found, Checkpoints(self.runs, train.checkpoint_every_steps, ranks, self.store.plan.identity)]
 
@@ -226,10 +261,11 @@ class Job:
     def _summary(self, at: int, module: SAEModule) -> dict[str, Any]:
         """Say what was trained, on what, by what, and how it went."""
         config, run = self.configs[at], self.runs[at]
+        typed = [text for text in config.overrides if not text.startswith(("run.dir=", "run.name="))]
         return {
             "run_dir": str(run.folder),
             "sae": str(run.sae_folder),
-            "command": shlex.join(["python", "-m", "saepipe.train", *config.overrides]),
+            "command": shlex.join(["python", "-m", "saepipe.train", *typed, f"run.dir={run.folder}"]),
             "git_commit": provenance.git_commit(),
             "versions": provenance.versions("torch", "lightning"),
             "store": {"dir": config.store.dir, "identity": self.store.plan.identity},
@@ -237,42 +273,3 @@ class Job:
             "tokens": module.steps_done * config.stream.batch_tokens,
             "metrics": module.last_metrics[at],
         }
-
-
-def total_steps(config: RunConfig, world_size: int) -> int:
-    """Count the steps of a run, and say what does not fit it.
-
-    Raises:
-        UserError: Not one step, or a share of the batch that has not so many parts.
-    """
-    steps, share = config.train.tokens // config.stream.batch_tokens, config.stream.batch_tokens // world_size
-    if not steps:
-        raise UserError(
-            f"train.tokens={config.train.tokens} is less than one batch; give at least "
-            f"stream.batch_tokens={config.stream.batch_tokens}"
-        )
-    if share % config.train.micro_batches:
-        raise UserError(
-            f"train.micro_batches={config.train.micro_batches} does not divide the {share} rows that each of "
-            f"{world_size} ranks has of stream.batch_tokens={config.stream.batch_tokens}; choose one that does"
-        )
-    _warn_of_schedule(config, steps)
-    return steps
-
-
-def _warn_of_schedule(config: RunConfig, steps: int) -> None:
-    """Warn where a run is shorter than its warm-ups and decay, as one is after train.tokens alone was lowered."""
-    warm_up, decay = config.optim.lr_warm_up_steps, config.optim.lr_decay_steps
-    if warm_up + decay > steps:
-        log.warning(
-            "optim.lr_warm_up_steps=%s and optim.lr_decay_steps=%s are longer than the run's %s steps: the rate never "
-            "reaches optim.lr; try optim.lr_warm_up_steps=%s optim.lr_decay_steps=%s",
-            *(warm_up, decay, steps, steps // 20, steps // 5),
-        )
-    l1_warm_up = getattr(config.sae, "l1_warm_up_steps", 0)
-    if l1_warm_up > steps:
-        log.warning(
-            "sae.l1_warm_up_steps=%s is longer than the run's %s steps: the penalty never reaches sae.l1_coefficient; "
-            "try sae.l1_warm_up_steps=%s",
-            *(l1_warm_up, steps, steps // 20),
-        )

@@ -50,6 +50,24 @@ class Launch:
         Raises:
             UserError: srun has another number of tasks on some machine than on the others.
         """
+        try:
+            return cls._read(environment)
+        except (KeyError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            given = {
+                name: value
+                for name, value in environment.items()
+                if name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+                or name.startswith("SLURM_STEP")
+            }
+            raise UserError(
+                f"the environment does not say which rank this is ({given}): {error!r}; unset these variables, or "
+                "start with srun or torchrun, which set all of them"
+            ) from error
+
+    @classmethod
+    def _read(cls, environment: Mapping[str, str]) -> "Launch | None":
         if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(environment):
             names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
             rank, world, local_rank, local_world = (int(environment.get(name, "1")) for name in names)

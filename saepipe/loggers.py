@@ -78,9 +78,10 @@ class CSVMetrics(Logger):
 def _rows(path: Path, last_step: int) -> list[dict[str, str]]:
     """Read the whole rows of a CSV file up to a step; a full disk or a crash may have torn the last one."""
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        lines = (line for line in file if len(line) < csv.field_size_limit() and "\0" not in line)
         found = [
             row
-            for row in csv.DictReader(file)
+            for row in csv.DictReader(lines)
             if None not in (*row, *row.values()) and str(row.get("step")).isdecimal()
         ]
     return [row for row in found if int(row["step"]) <= last_step]
@@ -124,6 +125,8 @@ def log_density(logger: Logger, density: Float[Tensor, " d_sae"], step: int) -> 
         density: Fraction of tokens on which each latent fires.
         step: Steps done.
     """
+    if not isinstance(logger, WandbLogger | TensorBoardLogger):
+        return
     logs = (density + 1e-10).log10().cpu()
     if isinstance(logger, WandbLogger):
         import wandb

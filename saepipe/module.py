@@ -7,13 +7,14 @@ weights, so a resumed run reads the batches that an uninterrupted one would have
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from saepipe import progress
 from saepipe.errors import UserError
 from saepipe.loggers import log_density
 from saepipe.point import Part, Point
@@ -28,21 +29,16 @@ _FEW = 3
 
 
 class Batches:
-    """The batches that a run still needs, as the iterable that Lightning asks for, with a bar for whoever waits."""
+    """The batches that a run still needs, as the iterable that Lightning asks for."""
 
-    def __init__(self, streams: Sequence[Stream], module: "SAEModule", batch_tokens: int) -> None:
-        self._streams, self._module, self._batch_tokens = streams, module, batch_tokens
+    def __init__(self, streams: Sequence[Stream], module: "SAEModule") -> None:
+        self._streams, self._module = streams, module
 
-    def __iter__(self) -> Iterator[list[Part]]:
+    def __iter__(self) -> Iterator[list[Tensor | Part]]:
         """Read on from the module's own step; yields this rank's share of the batch of each stream."""
-        module, tokens = self._module, self._batch_tokens
-        streams = [stream.iterate(start=module.steps_done) for stream in self._streams]
-        with progress.bar("train", module.total_steps * tokens, module.steps_done * tokens) as bar:
-            for _ in range(module.steps_done, module.total_steps):
-                rows = [next(batches) for batches in streams]
-                yield [batch if isinstance(batch, tuple) else (batch, batch) for batch in rows]
-                bar.update(tokens)
-                bar.set_postfix(module.bar_values(), refresh=False)
+        streams = [stream.iterate(start=self._module.steps_done) for stream in self._streams]
+        for _ in range(self._module.steps_done, self._module.total_steps):
+            yield [next(batches) for batches in streams]
 
 
 class SAEModule(pl.LightningModule):
@@ -79,6 +75,8 @@ class SAEModule(pl.LightningModule):
         self.last_metrics: list[dict[str, float]] = [{} for _ in points]
         self.failures: dict[int, str] = {}
         """Numbers of the points that are frozen, since something was not finite -> what, and the cure."""
+        self.bar: tqdm[Any] | None = None
+        """Progress, for whoever waits."""
         self.stopped: int | None = None
         """The signal that ended the run before its last step."""
         self._ranks, self._streams, self._names = ranks, streams, names
@@ -98,20 +96,25 @@ class SAEModule(pl.LightningModule):
         for point in self.trained:
             point.join(self._ranks)
 
-    def training_step(self, batch: list[tuple[Tensor, Tensor]], batch_idx: int) -> None:
+    def training_step(self, batch: list[Tensor | Part], batch_idx: int) -> None:
         """Take one optimizer step of each point on one global batch, of which each stream has rows of its own width."""
+        parts = [_part(rows, self.trained[0].sae.W_enc.dtype) for rows in batch]
         logs = (self.steps_done + 1) % self.log_every_steps == 0 or self.steps_done + 1 == self.total_steps
         terms: dict[tuple[int, str], Tensor] = {}
-        for at, point in enumerate(self.trained):
-            x, y = (rows.to(point.sae.W_enc.dtype) for rows in batch[self._streams[at]])
+        for at, point in self.unbroken():
+            x, y = parts[self._streams[at]]
             done, norm = point.take_step(x, y, self.steps_done, measure=logs)
-            terms |= {(at, name): term for name, term in done.terms.items()}
-            if logs and at not in self.failures:
+            terms |= {(at, f"losses/{name}"): term for name, term in done.terms.items()}
+            terms[at, "details/grad_norm"] = norm
+            if logs:
                 self._log(at, point.metrics(done, norm, self.steps_done), done.tokens)
         news = self.watch.tell(self.steps_done, terms)
         self.steps_done += 1
         if logs:
             self._last_log = (time.perf_counter(), self.steps_done)
+        if self.bar is not None:
+            self.bar.update(done.tokens)
+            self.bar.set_postfix(self._bar_values(), refresh=False)
         self._heed(news)
         if self.steps_done == self.total_steps:
             self.settle()
@@ -144,9 +147,7 @@ class SAEModule(pl.LightningModule):
             return
         for at, name in news.broken:
             if at not in self.failures:
-                self._fail(
-                    at, f"losses/{name} was not finite at step {news.step + 1} (batch {news.step} of the stream)"
-                )
+                self._fail(at, f"{name} was not finite at step {news.step + 1} (batch {news.step} of the stream)")
         if news.signal and not self.stopped:
             self.stopped = news.signal
             self.trainer.should_stop = True
@@ -182,11 +183,21 @@ class SAEModule(pl.LightningModule):
         for logger in self.point_loggers[at]:
             logger.log_metrics(metrics, step=step)
 
-    def bar_values(self) -> dict[str, str]:
+    def _bar_values(self) -> dict[str, str]:
         """The last logged figures that a progress bar has room for."""
         names = {"loss": "losses/overall_loss", "L0": "metrics/l0", "EV": "metrics/explained_variance"}
+        more = "/..." if self.last_metrics[_FEW:] else ""
         return {
-            short: "/".join(f"{metrics[name]:.4g}" for metrics in self.last_metrics[:_FEW])
+            short: "/".join(f"{metrics[name]:.4g}" for metrics in self.last_metrics[:_FEW]) + more
             for short, name in names.items()
             if all(name in metrics for metrics in self.last_metrics[:_FEW])
         }
+
+
+def _part(rows: Tensor | Part, dtype: torch.dtype) -> Part:
+    """Return what to encode and what to reconstruct, once where they are the same."""
+    if isinstance(rows, Tensor):
+        rows = rows.to(dtype)
+        return rows, rows
+    x, y = rows
+    return x.to(dtype), y.to(dtype)

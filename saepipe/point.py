@@ -94,6 +94,7 @@ class Point(nn.Module):
         )
         if self._optimizer_state is not None:
             self.optimizer.load_state_dict(self._optimizer_state)
+            self._optimizer_state = None  # twice the weights' size
         return self.optimizer
 
     def join(self, ranks: Ranks) -> None:
@@ -119,7 +120,7 @@ class Point(nn.Module):
             measure: Work out what the logs want and training does not.
 
         Returns:
-            The batch, and the norm of its gradient (0 where neither the clipping nor the logs asked).
+            The batch, and the norm of its gradient.
         """
         assert self.optimizer is not None
         parts: list[Part] = list(zip(x.chunk(self._micro_batches), y.chunk(self._micro_batches), strict=True))
@@ -130,9 +131,9 @@ class Point(nn.Module):
         done = list(self._backward(parts, step))
         batch = gathered(done, self._ranks, measure=measure)
         self.sae.before_step()
-        norm = self._clip(needed=measure)
+        norm = self._clip()
         with torch.no_grad():
-            finite = torch.stack(list(batch.terms.values())).isfinite().all()
+            finite = torch.stack([*batch.terms.values(), norm]).isfinite().all()
             self.broken.copy_(torch.where(finite, self.broken, 1.0))
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.optim, number, self._total_steps)
@@ -157,12 +158,13 @@ class Point(nn.Module):
             return torch.zeros(0, dtype=torch.int64, device=self.density.device)
         return self.dead.nonzero().squeeze(1)
 
-    def _clip(self, *, needed: bool) -> Float[Tensor, ""]:
+    def _clip(self) -> Float[Tensor, ""]:
         """Clip the gradient in place where asked, and return its norm before that."""
-        if self.optim.grad_clip is None and not needed:
-            return torch.zeros((), device=self.density.device)
-        limit = torch.inf if self.optim.grad_clip is None else self.optim.grad_clip
-        return torch.nn.utils.clip_grad_norm_(list(self.sae.parameters()), limit)
+        weights = list(self.sae.parameters())
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        if self.optim.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(weights, self.optim.grad_clip, norm)
+        return norm
 
     def _follow(self, losses: Losses, batch: Batch, number: int) -> None:
         """Do what follows the optimizer's step: the SAE's own part, and the counts of what fired."""
@@ -238,8 +240,8 @@ class Point(nn.Module):
     def cure(self) -> str:
         """Say what to do about a loss that is not finite."""
         return (
-            f"the last checkpoint is good: lower optim.lr (now {self.optim.lr}) or set optim.grad_clip=1, and start a "
-            "new run.dir"
+            f"what was saved before is good: lower optim.lr (now {self.optim.lr}) or set optim.grad_clip=1, or leave "
+            "outliers out with stream.max_norm=10, and start a new run.dir"
         )
 
 

@@ -22,11 +22,14 @@ from saepipe import entry
 from saepipe.errors import UserError
 from saepipe.launched import Launch
 from saepipe.ranks import Ranks
+from saepipe.stopping import end_at_once
 
 PASSED_ON = ("SIGTERM", "SIGUSR1", "SIGUSR2")
 """Signals that the ranks get from the parent as they came."""
-_GRACE_S = 20.0
-"""How long the other ranks may take to notice that one of them died; gloo does at once, nccl not always."""
+_NOTICE_S = 3.0
+"""How long the other ranks may take to notice by themselves that one of them ended; then they are asked to."""
+_GRACE_S = 15.0
+"""How long they may take in all: gloo notices at once, nccl not always, and who still waits for a rank to start not."""
 
 
 def run(work: Callable[[Any, Launch], object], config: object, world_size: int) -> None:
@@ -49,56 +52,94 @@ def run(work: Callable[[Any, Launch], object], config: object, world_size: int) 
     running: list[SpawnProcess] = []
     pipes: list[Connection] = []
     try:
-        with _passing_on(running) as interrupts:
+        with _passing_on(running) as sent:
             for rank in range(world_size):
                 launch = Launch(Ranks(rank, world_size), rank, world_size, "127.0.0.1", store.port)
                 mine, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_run, args=(work, config, launch, theirs), daemon=True)
-                process.start()
+                with _no_interrupts():
+                    process.start()
                 theirs.close()
                 running.append(process)
                 pipes.append(mine)
-            _wait(running)
+                for number in sent:  # while it was started
+                    os.kill(process.pid or 0, signal.SIGTERM if number == signal.SIGINT else number)
+            codes = _wait(running)
     finally:
         for process in running:
             process.kill()
             process.join()
-    _judge(running, pipes, interrupted=bool(interrupts))
+    _judge(codes, pipes, sent)
 
 
-def _wait(running: list[SpawnProcess]) -> None:
-    """Wait for all to end, and when one fails, for a while only."""
-    deadline: float | None = None
+def _wait(running: list[SpawnProcess]) -> list[int | None]:
+    """Wait for all to end, and when one fails, for a while only.
+
+    Returns:
+        Their exit codes; None of those that did not end by themselves.
+    """
+    failed_at: float | None = None
+    asked = False
     while waiting := [process for process in running if process.exitcode is None]:
-        left = None if deadline is None else deadline - time.monotonic()
+        # Here, and not after the wait: a sentinel comes shortly before the exit code does.
+        if failed_at is None and any(process.exitcode for process in running):
+            failed_at = time.monotonic()
+        left = None if failed_at is None else failed_at + (_GRACE_S if asked else _NOTICE_S) - time.monotonic()
         if left is not None and left <= 0:
-            return
+            if asked:
+                break
+            asked = True
+            for process in waiting:
+                process.terminate()
+            continue
         connection.wait([process.sentinel for process in waiting], left)
-        if deadline is None and any(process.exitcode for process in running):
-            deadline = time.monotonic() + _GRACE_S
+    return [process.exitcode for process in running]
 
 
-def _judge(ended: list[SpawnProcess], pipes: list[Connection], *, interrupted: bool) -> None:
-    """Raise what the ranks' ends amount to: the first cause before its consequences."""
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C from a process that is started in the block, which cannot yet say that it ignores it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _judge(codes: list[int | None], pipes: list[Connection], sent: list[int]) -> None:
+    """Raise what the ranks' ends amount to: the first cause before its consequences.
+
+    Args:
+        codes: Exit codes of the ranks, negative for a signal; None of those that had to be ended.
+        pipes: What each had to say.
+        sent: The signals that were passed on to them.
+    """
     errors: dict[int, str] = {}
     for rank, pipe in enumerate(pipes):
         with pipe, suppress(EOFError):  # one that died says nothing
             errors[rank] = pipe.recv()
-    codes = [process.exitcode or 0 for process in ended]
+    # A rank that these kill had no handler yet: it was just being started, and stopped as it would have later.
+    at_start = {getattr(signal, name, None) for name in PASSED_ON}
+    codes = [128 - code if code is not None and -code in at_start else code for code in codes]
     lost = {rank: error for rank, error in errors.items() if LOST in error}
-    killed = [(rank, -code) for rank, code in enumerate(codes) if code < 0 and rank not in lost]
+    known = [(rank, code) for rank, code in enumerate(codes) if code is not None and rank not in lost]
+    killed = [(rank, -code) for rank, code in known if code < 0]
+    failed = [rank for rank, code in known if 0 < code <= 128]
     if own := [error for rank, error in errors.items() if rank not in lost]:
         raise UserError(own[0])
-    stopped = [code for code in codes if code > 128]
-    if stopped and len(stopped) == len(codes):
-        raise SystemExit(130 if interrupted else stopped[0])
-    if killed and 1 not in codes:  # else this parent killed it, after the grace
+    stopped = [code for code in codes if code is not None and code > 128]
+    if stopped and not killed and not failed:
+        raise SystemExit(130 if signal.SIGINT in sent else stopped[0])
+    if killed:
         rank, number = killed[0]
         raise UserError(
             f"rank {rank} of {len(codes)} was killed ({signal.Signals(number).name}); the same command goes on from "
             "the last checkpoint"
         )
-    if failed := [rank for rank, code in enumerate(codes) if code > 0 and rank not in lost]:
+    if failed:
         raise UserError(f"rank {failed[0]} of {len(codes)} failed; its own words are above")
     if lost:
         raise UserError(next(iter(lost.values())))
@@ -133,23 +174,23 @@ def _passing_on(running: list[SpawnProcess]) -> Iterator[list[int]]:
     """Pass signals on to the ranks; the first Ctrl-C as SIGTERM, the second is Python's.
 
     Yields:
-        A list that holds the interrupt once it came.
+        A list that holds the signals that came.
     """
-    interrupts: list[int] = []
+    sent: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield interrupts  # only the main thread may set a handler
+        yield sent  # only the main thread may set a handler
         return
 
-    def send(number: int) -> None:
+    def send(number: int, heard: int | None = None) -> None:
+        sent.append(heard or number)
         for process in running:
             if process.exitcode is None and process.pid is not None:
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, number)
 
     def on_interrupt(number: int, _: object) -> None:
-        interrupts.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        send(signal.SIGTERM)
+        send(signal.SIGTERM, heard=number)
 
     numbers = [getattr(signal, name) for name in PASSED_ON if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in [*numbers, signal.SIGINT]}
@@ -157,7 +198,7 @@ def _passing_on(running: list[SpawnProcess]) -> Iterator[list[int]]:
         signal.signal(number, lambda number, _: send(number))
     signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield interrupts
+        yield sent
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -166,6 +207,7 @@ def _passing_on(running: list[SpawnProcess]) -> Iterator[list[int]]:
 def _run(work: Callable[[Any, Launch], object], config: object, launch: Launch, errors: Connection) -> None:
     """Be a rank, in its own process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent passes it on
+    end_at_once(PASSED_ON, told=launch.ranks.rank == 0)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

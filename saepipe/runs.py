@@ -79,7 +79,7 @@ class Run:
 
     def failure(self) -> str | None:
         """Read why this point of a grid was frozen; None where it was not."""
-        return self._failure_file.read_text() if self._failure_file.exists() else None
+        return self._failure_file.read_text(errors="replace") if self._failure_file.exists() else None
 
     def fail(self, why: str) -> None:
         """Mark a point of a grid as frozen, so that the others go on without it when the grid is resumed."""
@@ -105,8 +105,10 @@ class Run:
         for key, (mine, there) in entry.differences(config, entry.read_config(self.config_file)).items():
             if not key.startswith(DECIDES_WEIGHTS):
                 continue
+            if key == "sae":
+                there, mine = there.architecture, mine.architecture  # type: ignore[attr-defined]
             raise UserError(
-                f"run.dir={self.folder} holds another run: {key} is {there} there and {mine} here; "
+                f"run.dir={self.folder} holds another run: {key} is {_shown(there)} there and {_shown(mine)} here; "
                 "choose another run.dir"
             )
 
@@ -151,6 +153,11 @@ class Run:
 
         if step is not None:
             there = sorted(int(path.name) for path in self.step_folder(step).parent.glob("[0-9]*"))
+            if not there:
+                raise UserError(
+                    f"evaluate.step={step}: run.dir={self.folder} kept no SAE on the way; leave the key out, or train "
+                    "a run with train.n_checkpoints=8"
+                )
             if step not in there:
                 raise unknown(
                     "evaluate.step", step, map(str, there), "Those are the steps that train.n_checkpoints left."
@@ -191,3 +198,8 @@ class Run:
         tokens = Store.open(folder, complete=False).tokens
         tokens.verify()
         return tokens
+
+
+def _shown(value: object) -> str:
+    """Write a value as one types it: a number that may have a fraction without one where it has none."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -56,13 +56,7 @@ class Stream:
         self.target_hook = choose_target(store, config, self.hook)
         """Where the rows to predict come from; None: they are the same."""
         self._hooks = [self.hook] if self.target_hook is None else [self.hook, self.target_hook]
-        self.lanes = choose_lanes(config)
-        if self.lanes % world_size:
-            valid = [str(ranks) for ranks in range(1, self.lanes + 1) if self.lanes % ranks == 0]
-            raise UserError(
-                f"stream.lanes={self.lanes} cannot be split among {world_size} ranks; run {' or '.join(valid)} ranks, "
-                f"or set stream.lanes to a multiple of {world_size} that divides batch_tokens={config.batch_tokens}"
-            )
+        self.lanes = check_ranks(config, world_size)
         assert 0 <= rank < world_size
         self._store = store
         self._rank_lanes = range(rank, self.lanes, world_size)
@@ -173,6 +167,23 @@ class Batches(Iterator[Batch]):
         """End the threads without waiting for them: the garbage collector may be at work in one of them."""
         for threads in self._threads:
             threads.stop()
+
+
+def check_ranks(config: StreamConfig, world_size: int) -> int:
+    """Return the number of lanes, which the ranks divide among themselves.
+
+    Raises:
+        UserError: They cannot; the message says which numbers can.
+    """
+    lanes, batch = choose_lanes(config), config.batch_tokens
+    if lanes % world_size:
+        valid = [str(ranks) for ranks in range(1, lanes + 1) if lanes % ranks == 0]
+        raise UserError(
+            f"stream.lanes={lanes} cannot be split among {world_size} ranks; run {' or '.join(valid)} "
+            f"rank{'s' if valid[1:] else ''}, or set stream.lanes to a multiple of {world_size} that divides "
+            f"stream.batch_tokens={batch}"
+        )
+    return lanes
 
 
 def choose_hook(store: Store, config: StreamConfig) -> str:

@@ -17,6 +17,7 @@ from saepipe.config import RunConfig, StreamConfig
 from saepipe.errors import UserError, explained_memory
 from saepipe.lock import hold
 from saepipe.runs import Run
+from saepipe.stopping import end_at_once
 
 if TYPE_CHECKING:
     from saepipe.launched import Launch
@@ -43,6 +44,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         SystemExit: A signal came; a checkpoint was saved between two steps.
     """
     from saepipe.launched import Launch
+    from saepipe.untrained import refuse_unfit
 
     store = open_store(config)
     adopt_plan(config, store)
@@ -50,20 +52,27 @@ def train(config: RunConfig) -> dict[str, Any]:
     for point in points:
         point.stream, point.sae = resolved(point, store)
     launch = Launch.here()
+    if launch is None and config.trainer.num_nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes={config.trainer.num_nodes} needs ranks on as many machines, which srun or torchrun "
+            "starts; run this command under one of them"
+        )
     if launch:
         launch.check(config.trainer, typed=config.typed("trainer.devices") or config.typed("trainer.num_nodes"))
         launch.quieten()
+    for point in points:  # before a folder is made or a rank is started
+        refuse_unfit(point, store, launch.ranks.world_size if launch else config.trainer.devices)
     with ExitStack() as stack:
         for point in points if launch is None or launch.ranks.rank == 0 else ():
             stack.enter_context(hold(point.run.dir, key="run.dir"))
+            durable.remove_stale(Path(point.run.dir))
         left = [point for point in points if not _done(point, store)]
-        if left:
-            _train(left, store, launch)
+        for together in _together(left):
+            _train(together, store, launch)
     summaries = {point.run.dir: Run(point.run.dir).summary() for point in points}
     if failures := [f"{point.run.dir}: {why}" for point in points if (why := Run(point.run.dir).failure())]:
-        raise UserError(
-            f"{len(failures)} of {len(points)} points were frozen, the others are done: {'; '.join(failures)}"
-        )
+        others = f"{len(failures)} of {len(points)} points were frozen, the others are done: " if points[1:] else ""
+        raise UserError(others + "; ".join(failures))
     if not config.grid:
         return summaries[config.run.dir] or {}
     return {"run_dir": config.run.dir, "points": summaries}
@@ -86,18 +95,24 @@ def _done(config: RunConfig, store: "Store") -> bool:
     return True
 
 
+def _together(left: list[RunConfig]) -> list[list[RunConfig]]:
+    """Part the points that cannot go on from one step, as when some of them were begun alone."""
+    from saepipe import checkpoints
+
+    folders = [Run(point.run.dir).checkpoints for point in left]
+    steps = [path and checkpoints.step_of(path) for path in map(checkpoints.newest, folders)]
+    if not any(steps) or checkpoints.newest_common(folders):
+        return [left] if left else []
+    return [[point for point, at in zip(left, steps, strict=True) if at == step] for step in dict.fromkeys(steps)]
+
+
 def _train(points: list[RunConfig], store: "Store", launch: "Launch | None") -> None:
     """Train points in this process, or in ranks that it starts and waits for."""
     from saepipe import rank_processes
     from saepipe.launched import Launch
 
     trainer = points[0].trainer
-    if launch is None and (trainer.devices * trainer.num_nodes > 1 or trainer.strategy == "ddp"):
-        if trainer.num_nodes > 1:
-            raise UserError(
-                f"trainer.num_nodes={trainer.num_nodes} needs ranks on as many machines, which srun or torchrun "
-                "starts; run this command under one of them"
-            )
+    if launch is None and (trainer.devices > 1 or trainer.strategy == "ddp"):
         rank_processes.run(train_rank, points, trainer.devices)
         return
     run_job(points, store, launch or Launch.alone())
@@ -112,12 +127,12 @@ def run_job(points: list[RunConfig], store: "Store", launch: "Launch") -> None:
     """Train points, and word what a full disk or memory says."""
     from saepipe.job import Job
 
-    folder, stream = Path(points[0].run.dir), points[0].stream
-    sizes = {f"stream__{key}": getattr(stream, key) for key in ("batch_tokens", "window_tokens")}
+    folder = Path(points[0].run.dir)
+    sizes = {
+        "train__micro_batches": str(2 * points[0].train.micro_batches),
+        "stream__window_tokens": f"{points[0].stream.window_tokens // 2} (a smaller window, in another run.dir)",
+    }
     with durable.disk_errors("run.dir", folder), explained_memory("training", **sizes):
-        if launch.ranks.rank == 0:
-            for point in points:
-                durable.remove_stale(Path(point.run.dir))
         Job(points, store, launch).run()
 
 
@@ -184,8 +199,8 @@ def resolved(config: RunConfig, store: "Store") -> tuple[StreamConfig, Any]:
     stream, sae = config.stream, config.sae
     stream = replace(stream, hook=choose_hook(store, stream), lanes=choose_lanes(stream))
     if sae.apply_b_dec_to_input and choose_target(store, stream, str(stream.hook)) is not None:
-        key = "sae.apply_b_dec_to_input"  # true by default: only who typed it means it
-        if any(text.lstrip("+").startswith(f"{key}=") for text in config.overrides):
+        key = "sae.apply_b_dec_to_input"
+        if config.named(key):  # true by default: only who typed it means it
             raise UserError(
                 f"{key}=true does not go with stream.target_hook={stream.target_hook}, since a transcoder's b_dec is "
                 f"of that hook and not of its input; leave {key} out"
@@ -196,6 +211,7 @@ def resolved(config: RunConfig, store: "Store") -> tuple[StreamConfig, Any]:
 
 def main() -> None:
     """Run the verb from the command line."""
+    end_at_once()
     entry.main("train", train)
 
 

@@ -16,11 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saepipe.ranks import Ranks
+from saepipe.stopping import STOPPING
 
 log = logging.getLogger(__name__)
-
-STOPPING = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
-"""Signals that end a run between two steps, with a checkpoint: from a user, and from schedulers before they preempt."""
 
 
 @dataclass(frozen=True)

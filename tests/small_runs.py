@@ -98,12 +98,13 @@ def interrupted(after_steps: int, number: int = signal.SIGTERM) -> Iterator[None
     assert ended.value.code == 128 + number
 
 
-def launch(overrides: Sequence[str], **environment: str) -> "subprocess.Popen[str]":
+def launch(overrides: Sequence[str], *, new_session: bool = False, **environment: str) -> "subprocess.Popen[str]":
     """Start the train verb in a process of its own; shapes are not checked there, which would take most of the time."""
     return subprocess.Popen(
         [sys.executable, "-m", "saepipe.train", *overrides],
         env=os.environ | {"PYTHONPATH": str(ROOT), **environment},
         text=True,
+        start_new_session=new_session,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )

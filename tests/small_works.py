@@ -25,7 +25,7 @@ from saepipe.launched import Launch
 from saepipe.point import Point
 from saepipe.rank_processes import PASSED_ON, losing_ranks
 from saepipe.ranks import Ranks
-from saepipe.saes.batchtopk import kth_largest, smallest_kept
+from saepipe.saes.batchtopk import candidates, kth_largest, smallest_kept
 
 
 def elsewhere(work: Callable[..., Any], *arguments: object) -> list[Any]:
@@ -186,9 +186,10 @@ def kept_cases(generator: torch.Generator) -> Iterator[tuple[str, Tensor, int]]:
 
 def kept(values: Tensor, count: int, ranks: Ranks, parts: int = 1) -> tuple[Tensor, int]:
     """Find the smallest value that is kept, and how many of this rank's are."""
-    smallest, places = smallest_kept(values.chunk(parts), count, ranks)
-    chosen = [part[there] >= smallest for part, there in zip(values.chunk(parts), places, strict=True)]
-    return smallest, int(torch.cat(chosen).sum())
+    if parts > 1:
+        values = candidates(iter(values.chunk(parts)), count)
+    smallest, places = smallest_kept(values, count, ranks)
+    return smallest, int((values[places] >= smallest).sum())
 
 
 def exchange_and_train(given: tuple[Path, list[RunConfig]], launch: Launch) -> None:

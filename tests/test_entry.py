@@ -117,6 +117,14 @@ def test_a_missing_or_foreign_config_file_is_refused(tmp_path: Path) -> None:
             entry.read_config(tmp_path / "config.yaml")
 
 
+@pytest.mark.parametrize("folder", ["a b", "it's", "ünï ☃", "k=3,x=1", "a;b", "~/x", "a/sae.k=16"])
+def test_a_folder_may_have_any_name(folder: str) -> None:
+    if "," in folder:  # would be two of them
+        folder = f'"{folder}"'
+    config = entry.load_config("train", [f"run.dir={folder}", f"store.dir={folder}"])
+    assert config.run.dir == config.store.dir == str(Path(folder.strip('"')).expanduser())
+
+
 def test_differences_name_the_keys() -> None:
     mine, theirs = entry.load_config("train"), entry.load_config("train", ["sae.k=16", "optim.lr=0.5"])
     found = entry.differences(mine, theirs)

@@ -84,11 +84,11 @@ def test_the_run_itself_stays_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("grid.kk=[1]", "grid=kk is not known; did you mean k"),
-        ("grid.l1_coefficient=[1]", "grid=l1_coefficient is not known; "),  # another architecture's
-        ("grid.architecture=[topk,gated]", "grid=architecture is not known; choose from hook, d_sae"),
-        ("grid.batch_tokens=[64]", "grid=batch_tokens is not known"),
-        ("grid={kk: [1]}", "grid=kk is not known; did you mean k"),
+        ("grid.kk=[1]", "key=grid.kk is not known; did you mean grid.k"),
+        ("grid.l1_coefficient=[1]", "key=grid.l1_coefficient is not known; "),  # another architecture's
+        ("grid.architecture=[topk,gated]", "key=grid.architecture is not known; choose from grid.hook, grid.d_sae"),
+        ("grid.batch_tokens=[64]", "key=grid.batch_tokens is not known"),
+        ("grid={kk: [1]}", "key=grid.kk is not known; did you mean grid.k"),
         ("grid.k=[]", "grid.k=[] names no value; give some, or leave it out"),
         ("grid.k=[1,2,1]", "has the point sae.k=1 twice; give each value once"),
         ("grid.lr=[1e-3,2,0.001]", "has the point optim.lr=0.001 twice"),

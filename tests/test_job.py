@@ -183,6 +183,17 @@ def test_an_interrupted_grid_with_a_frozen_point_goes_on(
         assert_same_run(run / f"optim.lr={rate}", tmp_path / rate)
 
 
+def test_a_checkpoint_under_another_name_is_refused(store: Path, tmp_path: Path) -> None:
+    config = configured(store, tmp_path / "x", "topk")
+    with interrupted(after_steps=12):
+        train(config)
+    folder = tmp_path / "x" / "checkpoints"
+    for path in folder.glob("step-000000014.*"):
+        shutil.copy(path, folder / path.name.replace("14", "19"))
+    with pytest.raises(UserError, match="a checkpoint of step 14 under the name of step 19; delete it"):
+        train(config)
+
+
 def test_a_grid_goes_back_to_what_all_points_have(store: Path, tmp_path: Path) -> None:
     grid = configured(store, tmp_path / "grid", "gated", "grid.l1_coefficient=[0.1,1]")
     with interrupted(after_steps=22):
@@ -200,6 +211,41 @@ def test_a_grid_goes_back_to_what_all_points_have(store: Path, tmp_path: Path) -
             "20",
             "30",
         ]
+
+
+def test_points_that_were_begun_alone_lose_nothing_in_a_grid(store: Path, tmp_path: Path) -> None:
+    def point(run: Path, k: int) -> RunConfig:
+        return configured(store, run / f"sae.k={k}", "topk", f"sae.k={k}")
+
+    for k, steps in ((2, 22), (3, 12)):
+        with interrupted(after_steps=steps):
+            train(point(tmp_path / "grid", k))
+    summary = train(configured(store, tmp_path / "grid", "topk", "grid.k=[2,3,4]"))
+    assert [found["resumed_from_step"] for found in summary["points"].values()] == [
+        24,
+        14,
+        0,
+    ]
+    for k in (2, 3, 4):
+        train(point(tmp_path / "alone", k))
+        assert_same_run(tmp_path / "grid" / f"sae.k={k}", tmp_path / "alone" / f"sae.k={k}", metrics=k == 4)
+
+
+def test_a_grid_that_goes_back_says_so_and_writes_its_checkpoints_anew(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = configured(store, tmp_path / "grid", "topk", "grid.k=[2,3]")
+    with interrupted(after_steps=12):
+        train(grid)
+    with interrupted(after_steps=24):  # one of them goes on alone, to 20 and 26
+        train(configured(store, tmp_path / "grid" / "sae.k=2", "topk", "sae.k=2"))
+    folder = tmp_path / "grid" / "sae.k=2" / "checkpoints"
+    shutil.copytree(tmp_path / "grid" / "sae.k=3" / "checkpoints", folder, dirs_exist_ok=True)  # as if 14 were there
+    caplog.clear()
+    with interrupted(after_steps=22):
+        train(grid)
+    assert "sae.k=2: going on from step 14, not from step 26" in caplog.text
+    assert sorted(path.name for path in folder.glob("*.ckpt")) == ["step-000000020.ckpt", "step-000000024.ckpt"]
 
 
 def test_a_grid_of_which_a_point_is_done_trains_the_others(store: Path, tmp_path: Path) -> None:
@@ -248,7 +294,7 @@ def test_held_out_figures_join_the_metrics(store: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", saes.registered())
 def test_a_point_starts_from_an_exported_sae(store: Path, tmp_path: Path, architecture: str) -> None:
     first = job_of(configured(store, tmp_path / "first", architecture))
-    point, folder = first._build(0), tmp_path / "first" / "sae"
+    point, folder = first._build(0, 0)[0], tmp_path / "first" / "sae"
     with torch.no_grad():
         point.sae.W_dec.mul_(torch.linspace(2, 3, 12)[:, None])
         if (threshold := dict(point.sae.named_buffers()).get("threshold")) is not None:
@@ -257,7 +303,7 @@ def test_a_point_starts_from_an_exported_sae(store: Path, tmp_path: Path, archit
     other = export.load(folder)
     keys = [f"train.init_from={folder}", "train.seed=5"]
     job = job_of(configured(store, tmp_path / "second", architecture, *keys))
-    sae = job._build(0).sae
+    sae = job._build(0, 0)[0].sae
     with closing(job.streams[0].iterate()) as batches:
         x = next(batches).float()
     f, theirs = sae.encode(x), other.encode(x)
@@ -339,7 +385,7 @@ def test_a_transcoder_starts_from_both_hooks(store: Path, tmp_path: Path, method
     opened = Store.open(store)
     keys = [f"stream.target_hook={TARGET}", f"sae.b_dec_init_method={method}", "sae.skip_connection=true"]
     job = job_of(configured(store, tmp_path, "topk", *keys))
-    sae = job._build(0).sae
+    sae = job._build(0, 0)[0].sae
     assert (sae.is_transcoder, sae.d_in, sae.d_out) == (True, *small_store.HOOKS.values())
     for hook, scale in ((HOOK, sae.norm_scale), (TARGET, sae.target_scale)):
         assert float(scale) == pytest.approx(opened.statistics(hook).norm_scale)

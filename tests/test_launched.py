@@ -78,6 +78,14 @@ def test_srun_says_how_many_ranks_each_machine_has(tasks: str, each: int, world:
     assert found.address == "gpu03"
 
 
+@pytest.mark.parametrize(
+    "broken", [TORCHRUN | {"RANK": "x"}, TORCHRUN | {"MASTER_PORT": ""}, {"SLURM_STEP_NUM_TASKS": "2"}]
+)
+def test_an_environment_that_makes_no_sense_is_refused(broken: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="does not say which rank this is"):
+        Launch.here(broken)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_waits_in_vain_for_the_others_says_so(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saepipe.launched._MEETING", timedelta(seconds=1))

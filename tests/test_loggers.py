@@ -69,6 +69,16 @@ def test_a_torn_last_row_is_dropped(tmp_path: Path, tail: bytes) -> None:
     assert [row["step"] for row in rows(tmp_path / "metrics.csv")] == ["1", "2", "3", "10"]
 
 
+@pytest.mark.parametrize("tail", [b"\0" * 200_000, b"9" * 200_000 + b"\n"])
+def test_a_long_torn_tail_is_dropped(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "metrics.csv"
+    CSVMetrics(path).log_metrics({"loss": 1.0}, step=1)
+    before = path.read_bytes()
+    path.write_bytes(before + tail)
+    CSVMetrics(path, start_step=1)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
 def test_other_loggers_write_beside_the_csv(tmp_path: Path, logger: str) -> None:
     config = entry.load_config("train", [f"run.dir={tmp_path}", f"logger={logger}", "logger.offline=true"])

@@ -7,7 +7,6 @@ import os
 import pickle
 import signal
 import time
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import psutil
@@ -92,17 +91,6 @@ def test_a_second_interrupt_ends_all_at_once(tmp_path: Path) -> None:
     assert_gone(tmp_path)
 
 
-class Ended(SpawnProcess):
-    """A process that has ended, as far as anybody can tell."""
-
-    def __init__(self, code: int) -> None:
-        self.code = code
-
-    @property
-    def exitcode(self) -> int:
-        return self.code
-
-
 OWN, OTHER = "optim.lr=0 is out of range", f"rank 0 of 2 {LOST} (closed); the same command goes on"
 
 
@@ -112,12 +100,15 @@ OWN, OTHER = "optim.lr=0 is out of range", f"rank 0 of 2 {LOST} (closed); the sa
         ((0, 0), (None, None), ""),
         ((2, 2), (OWN, OWN), OWN),
         ((2, 2), (OTHER, OWN), OWN),
-        ((-9, 2), (None, OWN), OWN),  # the other hung, and was ended by the parent
+        ((None, 2), (None, OWN), OWN),  # the other hung, and was ended by the parent
         ((2, -9), (OTHER, None), "rank 1 of 2 was killed (SIGKILL)"),
         ((-6, -9), (OTHER, None), "rank 1 of 2 was killed (SIGKILL)"),  # aborted on its way out
         ((2, -11), (OTHER, None), "rank 1 of 2 was killed (SIGSEGV)"),
         ((2, 1), (OTHER, None), "rank 1 of 2 failed; its own words are above"),
-        ((-9, 1), (None, None), "rank 1 of 2 failed"),
+        ((None, 1), (None, None), "rank 1 of 2 failed"),
+        ((143, 1), (None, None), "rank 1 of 2 failed"),  # the other still waited for it, and was asked to end
+        ((143, -9), (None, None), "rank 1 of 2 was killed (SIGKILL)"),
+        ((None, -9), (None, None), "rank 1 of 2 was killed (SIGKILL)"),
         ((1, 1), (None, None), "rank 0 of 2 failed"),
         ((2, 0), (None, None), "rank 0 of 2 failed"),
         ((2, 2), (OTHER, OTHER), OTHER),
@@ -125,7 +116,7 @@ OWN, OTHER = "optim.lr=0 is out of range", f"rank 0 of 2 {LOST} (closed); the sa
     ],
 )
 def test_the_first_cause_is_told_before_its_consequences(
-    codes: tuple[int, int], errors: tuple[str | None, str | None], words: str
+    codes: tuple[int | None, int | None], errors: tuple[str | None, str | None], words: str
 ) -> None:
     pipes = []
     for error in errors:
@@ -134,20 +125,31 @@ def test_the_first_cause_is_told_before_its_consequences(
             theirs.send(error)
         theirs.close()
         pipes.append(mine)
-    ended = [Ended(code) for code in codes]
     if not words:
-        rank_processes._judge(ended, pipes, interrupted=False)
+        rank_processes._judge(list(codes), pipes, [])
         return
     with pytest.raises(UserError) as raised:
-        rank_processes._judge(ended, pipes, interrupted=False)
+        rank_processes._judge(list(codes), pipes, [])
     assert str(raised.value).startswith(words)
 
 
-@pytest.mark.parametrize(("code", "interrupted", "expected"), [(143, False, 143), (138, False, 138), (143, True, 130)])
-def test_ranks_that_stopped_give_their_code(code: int, interrupted: bool, expected: int) -> None:
-    ended = [Ended(code)] * 2
+@pytest.mark.parametrize(
+    ("codes", "sent", "expected"),
+    [
+        ((143, 143), (), 143),
+        ((138, 138), (), 138),
+        ((143, None), (), 143),
+        ((143, 143), (signal.SIGINT,), 130),
+        ((-15, 143), (), 143),  # it came before the rank had a handler
+        ((-15, -15), (signal.SIGINT,), 130),
+        ((-12, 140), (signal.SIGUSR2,), 140),
+    ],
+)
+def test_ranks_that_stopped_give_their_code(
+    codes: tuple[int | None, int | None], sent: tuple[int, ...], expected: int
+) -> None:
     with pytest.raises(SystemExit) as raised:
-        rank_processes._judge(ended, [], interrupted=interrupted)
+        rank_processes._judge(list(codes), [], list(sent))
     assert raised.value.code == expected
 
 

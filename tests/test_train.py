@@ -16,9 +16,10 @@ import small_store
 import torch
 from safetensors.torch import load_file
 
-from saepipe import entry, export, saes
+from saepipe import entry, export, grid, saes
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
+from saepipe.run_length import in_vain, total_steps
 from saepipe.store import Store
 from saepipe.train import resolved, train
 
@@ -180,7 +181,28 @@ def test_what_does_not_fit_the_store_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
         train(configured(store, tmp_path / "x", override))
-    assert not (tmp_path / "x" / "config.yaml").exists()
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["sae.k=13"], "sae.k=13 is more than the 12 latents"),
+        (["grid.k=[3,13]"], "sae.k=13 is more than the 12 latents"),
+        (["train.micro_batches=5"], "train.micro_batches=5 does not divide the 24 rows"),
+        (["train.tokens=3"], "less than one batch"),
+        (["train.compile=true"], "train.compile=true does not go with sae=topk"),
+        (["trainer.devices=5"], "cannot be split among 5 ranks"),
+        (["trainer.num_nodes=2"], "which srun or torchrun starts"),
+        (["sae.skip_connection=true"], "lets an autoencoder copy its input"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_a_rank_is_started_or_a_folder_made(
+    store: Path, tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        train(configured(store, tmp_path / "x", *overrides))
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_transcoder_never_subtracts_its_bias_from_its_input(store: Path, tmp_path: Path) -> None:
@@ -258,6 +280,30 @@ def test_a_run_shorter_than_its_schedule_is_warned_of(
     assert "longer than the run's 30 steps" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["sae=standard", "sae.l1_warm_up_steps=31"], "the penalty never reaches sae.l1_coefficient"),
+        (["sae=jumprelu", "sae.l0_warm_up_steps=31"], "the penalty never reaches sae.l0_coefficient"),
+        (["sae=jumprelu", "grid.l0_warm_up_steps=[5,31]"], "sae.l0_warm_up_steps=31 is longer"),
+        (["sae.dead_method=resample"], "no latent is resampled; try sae.resample_every_steps=6"),
+        (["sae.resample_scale=0.1"], "has no effect with sae.dead_method=auxk"),
+        (["sae=jumprelu", "sae.tanh_scale=2"], "it belongs to sae.sparsity_loss=tanh"),
+        (["optim.n_restart_cycles=2"], "has no effect with optim.lr_scheduler_name=constant"),
+    ],
+)
+def test_keys_without_effect_are_warned_of(keys: list[str], words: str) -> None:
+    config = entry.load_config("train", keys)
+    config.train.tokens = 30 * config.stream.batch_tokens
+    found = [text for point in grid.points(config) for text in in_vain(point, total_steps(point, 1))]
+    assert words in "; ".join(found)
+
+
+def test_a_usual_run_has_no_key_without_effect() -> None:
+    for name in saes.registered():
+        assert not list(in_vain(entry.load_config("train", [f"sae={name}"]), 1000))
+
+
 def test_the_last_row_has_the_gradients_norm(store: Path, tmp_path: Path) -> None:
     summary = train(configured(store, tmp_path / "x", "train.log_every_steps=7"))
     assert summary["metrics"]["details/grad_norm"] > 0
@@ -266,7 +312,7 @@ def test_the_last_row_has_the_gradients_norm(store: Path, tmp_path: Path) -> Non
 def test_an_accelerator_that_is_not_there_is_refused(store: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    with pytest.raises(UserError, match=r"trainer\.accelerator=cuda .*cannot be had"):
+    with pytest.raises(UserError, match=r"trainer\.accelerator=cuda is not on this machine"):
         train(configured(store, tmp_path / "x", "trainer.accelerator=cuda"))
 
 
@@ -308,7 +354,10 @@ def test_a_run_killed_after_its_last_checkpoint_is_finished_by_the_next_call(sto
 
 
 def test_running_out_of_memory_names_the_keys(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"stream\.batch_tokens=12"):
+    with pytest.raises(
+        UserError,
+        match=r"train\.micro_batches=2 or stream\.window_tokens=\d+ \(a smaller window, in another run\.dir\)",
+    ):
         train(configured(store, tmp_path / "x", "sae.d_sae=1000000000000"))
 
 

@@ -1,7 +1,7 @@
 """BatchTopK: the largest pre-activations of a whole batch, k per token on average; afterwards a threshold."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,8 +38,9 @@ class BatchTopKConfig(RankedConfig):
 class BatchTopKSAE(RankedSAE):
     """BatchTopK autoencoder: trained on the largest latents of a batch, encodes (and is exported) as a JumpReLU.
 
-    Source: Bussmann et al. 2024 (arXiv 2412.06410). Where several are equal to the smallest that is kept, all of them
-    are, so that the choice does not depend on the order of the tokens.
+    Source: Bussmann et al. 2024 (arXiv 2412.06410). Where several latents tie for the last places, as many do in
+    bfloat16, all or none of them are kept, whichever comes nearer to k, so that the choice does not depend on the order
+    of the tokens.
     """
 
     config_class: ClassVar[type[SAEConfig]] = BatchTopKConfig
@@ -47,26 +48,29 @@ class BatchTopKSAE(RankedSAE):
 
     def __init__(self, cfg: SAEConfig, d_in: int, d_out: int | None = None) -> None:
         super().__init__(cfg, d_in, d_out)
-        self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("threshold", torch.zeros(()))
 
     @torch.no_grad()
     def survey(self, parts: Sequence[Float[Tensor, "token d_in"]], step: Step) -> Tensor | None:
         """Find the smallest value that the whole batch keeps."""
-        found = [self._hidden_pre(self._centre(self._normalise(part))).flatten() for part in parts]
-        count = int(self.cfg.k * step.ranks.world_size * sum(len(part) for part in parts))
-        return smallest_kept(found, count, step.ranks)[0]
+        count = self._count(sum(len(part) for part in parts), step)
+        each = (self._hidden_pre(self._centre(self._normalise(part))).flatten() for part in parts)
+        return smallest_kept(candidates(each, count), count, step.ranks)[0]
+
+    def _count(self, tokens: int, step: Step) -> int:
+        """How many latents of the global batch are kept: of its whole tokens, or k times a rank's would be rounded."""
+        return int(self.cfg.k * (step.ranks.world_size * tokens))
 
     def _keep(self, ranked: Tensor, step: Step) -> Kept:
         tokens, values = len(ranked), ranked.flatten()
         if step.survey is None:
-            count = int(self.cfg.k * step.ranks.world_size * tokens)
-            smallest, (places,) = smallest_kept([values], count, step.ranks)
+            smallest, places = smallest_kept(values, self._count(tokens, step), step.ranks)
             places = places[values[places] >= smallest]
         else:
             smallest = step.survey
             places = ((values >= smallest) & (values > 0)).nonzero().squeeze(1)
-        indices, per_token = places % self.d_sae, torch.bincount(places // self.d_sae, minlength=tokens)
-        return Kept(values[places], indices, per_token.cumsum(0) - per_token, smallest)
+        first = torch.arange(tokens, device=places.device) * self.d_sae
+        return Kept(values[places], places % self.d_sae, torch.searchsorted(places, first), smallest)
 
     def _notes(self, kept: Kept) -> dict[str, Tensor]:
         """The smallest activation that is kept; 0 where none is, since all of them are positive."""
@@ -91,41 +95,58 @@ class BatchTopKSAE(RankedSAE):
         return {**values, "architecture": "jumprelu"}, weights
 
 
-def smallest_kept(
-    parts: Sequence[Float[Tensor, " _"]], count: int, ranks: Ranks
-) -> tuple[Float[Tensor, ""], list[Int[Tensor, " _"]]]:
-    """Find the smallest of the `count` largest positive values of all parts and ranks.
-
-    Sorting out those below a pivot first is exact and three times as fast on a CPU as a search in all of them: the
-    pivot is a value that samples say is exceeded by somewhat more than `count`.
+def candidates(parts: Iterable[Float[Tensor, " _"]], count: int) -> Float[Tensor, " some"]:
+    """Hold of all parts' values, which come one after the other, no more than the `count` largest positive, and ties.
 
     Args:
-        parts: Values of this rank.
+        parts: Values; at least one part.
+        count: How many of them may be kept.
+    """
+    found: Tensor | None = None
+    for part in parts:
+        positive = part[part > 0]
+        found = positive if found is None else torch.cat([found, positive])
+        if len(found) > count > 0:
+            found = found[found >= found.topk(count, sorted=False).values.min()]
+    assert found is not None
+    return found
+
+
+def smallest_kept(
+    values: Float[Tensor, " n"], count: int, ranks: Ranks
+) -> tuple[Float[Tensor, ""], Int[Tensor, " some"]]:
+    """Find the smallest of the `count` largest positive values of all ranks.
+
+    Sorting out those below a pivot first is exact and three times as fast on a CPU as a search in all of them: the
+    pivot is a value that a sample says is exceeded by somewhat more than `count`.
+
+    Args:
+        values: Values of this rank.
         count: How many of all ranks' values to keep.
         ranks: The ranks.
 
     Returns:
-        That value (infinite: none is kept), and the places in each part where positive values of about that size and
-        more are.
+        That value (infinite: none is kept), and the places where positive values of about that size and more are.
     """
-    samples = [part[::_SAMPLE_STEP] for part in parts]
-    # A pivot for each part would be one for batches alike; the least of all fits all.
-    wanted = int(1.3 * count / (ranks.world_size * len(parts)) / _SAMPLE_STEP) + 8
-    pivots = [sample.topk(wanted).values[-1] if wanted <= len(sample) else sample.new_zeros(()) for sample in samples]
-    pivot = ranks.least(torch.stack(pivots).min()).clamp(min=0)
-    places = [((part >= pivot) & (part > 0)).nonzero().squeeze(1) for part in parts]
-    if _count(places, ranks) < count and pivot > 0:
-        places = [(part > 0).nonzero().squeeze(1) for part in parts]
-    found = torch.cat([part[there] for part, there in zip(parts, places, strict=True)])
+    sample = values[::_SAMPLE_STEP]
+    wanted = int(1.3 * count / ranks.world_size / _SAMPLE_STEP) + 8
+    pivot = sample.topk(wanted).values[-1] if wanted <= len(sample) else sample.new_zeros(())
+    pivot = ranks.least(pivot.clone()).clamp(min=0)
+    places = ((values >= pivot) & (values > 0)).nonzero().squeeze(1)
+    total = _count(places, ranks)
+    if total < count and pivot > 0:
+        places = (values > 0).nonzero().squeeze(1)
+        total = _count(places, ranks)
+    found = values[places]
     if not count:
         return found.new_full((), math.inf), places
-    if _count(places, ranks) <= count:
+    if total <= count:
         return ranks.least(torch.cat([found, found.new_full((1,), math.inf)]).min()), places
     return kth_largest(found, count, ranks), places
 
 
-def _count(places: list[Tensor], ranks: Ranks) -> int:
-    return int(ranks.sum(torch.tensor(sum(len(there) for there in places), device=places[0].device)))
+def _count(places: Tensor, ranks: Ranks) -> int:
+    return int(ranks.sum(torch.tensor(len(places), device=places.device)))
 
 
 def kth_largest(values: Float[Tensor, " n"], k: int, ranks: Ranks) -> Float[Tensor, ""]:
@@ -133,6 +154,10 @@ def kth_largest(values: Float[Tensor, " n"], k: int, ranks: Ranks) -> Float[Tens
 
     The bits of positive numbers, read as integers, have the numbers' order; the result is found a digit at a time, from
     how many values of all ranks have which digit.
+
+    Returns:
+        A value that k values reach; where that many cannot be told from others, for ties, it is the one or the next
+        larger number, whichever the nearer number of values reach, but some.
     """
     wide = values if values.dtype == torch.float64 else values.float()
     bits = wide.view(torch.int64 if wide.dtype == torch.float64 else torch.int32)
@@ -144,5 +169,7 @@ def kth_largest(values: Float[Tensor, " n"], k: int, ranks: Ranks) -> Float[Tens
         from_top = counts.flip(0).cumsum(0)
         place = torch.searchsorted(from_top, left)
         here = _DIGITS - 1 - place
-        found, left = found * _DIGITS + here, left - from_top[place] + counts[here]
-    return found.to(bits.dtype).view(wide.dtype).to(values.dtype)
+        ties = counts[here]
+        found, left = found * _DIGITS + here, left - from_top[place] + ties
+    value = found.to(bits.dtype).view(wide.dtype).to(values.dtype)
+    return torch.where((ties > 2 * left) & (left < k), torch.nextafter(value, value.new_tensor(math.inf)), value)

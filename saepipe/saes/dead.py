@@ -33,7 +33,8 @@ def ghost_error(
     tiny = torch.finfo(residual.dtype).tiny
     hidden_pre = hidden_pre.to(residual.dtype)
     ghost = (torch.exp(hidden_pre - hidden_pre.detach().amax(1, keepdim=True)) @ rows).to(residual.dtype)
-    scale = residual.norm(dim=1) / (2 * ghost.detach().norm(dim=1)).clamp_min(tiny)
+    norm = ghost.detach().norm(dim=1)
+    scale = torch.where(norm > 0, residual.norm(dim=1) / (2 * norm).clamp_min(tiny), 0)
     missed = (residual - scale[:, None] * ghost).square().sum(1)
     own = residual.square().sum(1)
     return missed * (own / missed.detach().clamp_min(tiny))
@@ -86,11 +87,7 @@ def resample(
     reset = latents[: len(rows)]
     target = sae._normalise_target(y[rows])
     if sae.is_transcoder:
-        given = [
-            torch.zeros_like(target[:0]),
-            *(sae._normalise_target(sae(part)) for part in x[rows].split(_PART_TOKENS)),
-        ]
-        wanted = target - torch.cat(given)
+        wanted = target - torch.cat([sae._normalise_target(sae(part)) for part in x[rows].split(_PART_TOKENS)])
     else:
         wanted = target - sae.b_dec
     inputs = sae._centre(sae._normalise(x[rows]))

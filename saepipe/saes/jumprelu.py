@@ -89,13 +89,13 @@ class JumpReLUSAE(SAE):
         if self.cfg.sparsity_loss == "tanh":
             return torch.tanh(self.cfg.tanh_scale * f * self.W_dec.norm(dim=1)).sum(1).mean()
         active = _Jump.apply(hidden_pre, self.threshold, self.cfg.bandwidth, self.cfg.ste_to_input, True)
-        l0 = active.sum(1, dtype=torch.float32)
+        l0 = active.sum(1, dtype=torch.promote_types(active.dtype, torch.float32))
         if self.cfg.sparsity_loss == "quadratic":
             return (2 / self.cfg.target_l0 * (l0 - self.cfg.target_l0).square()).mean()
         return l0.mean()
 
     def _pre_act(self, hidden_pre: Tensor, dead: Tensor) -> Tensor:
-        below = torch.relu(self.threshold[dead] - hidden_pre[:, dead])
+        below = torch.relu(self.threshold[dead] - hidden_pre.index_select(1, dead))
         return self.cfg.pre_act_loss_coefficient * (below * self.W_dec[dead].norm(dim=1)).sum(1).mean()
 
     def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:

@@ -57,11 +57,12 @@ class MatryoshkaSAE(BatchTopKSAE):
         assert kept.offsets is not None
         terms, reconstruction, start = {}, self.b_dec.expand(len(target), -1), 0
         per_token = torch.diff(kept.offsets, append=kept.offsets.new_tensor([len(f)]))
-        tokens = torch.repeat_interleave(per_token)
+        tokens = torch.repeat_interleave(per_token, output_size=len(f))
+        each = torch.arange(len(target), device=tokens.device)
         for width in self.inner_widths:
             inside = ((kept.indices >= start) & (kept.indices < width)).nonzero().squeeze(1)
-            counts = torch.bincount(tokens[inside], minlength=len(target))
-            part = sparse.decode(f[inside], kept.indices[inside], self.W_dec, counts.cumsum(0) - counts)
+            offsets = torch.searchsorted(tokens[inside], each)
+            part = sparse.decode(f[inside], kept.indices[inside], self.W_dec, offsets)
             reconstruction, start = reconstruction + part, width
             terms[f"inner_mse_loss_{width}"] = self._mse(target, reconstruction)
         return terms

@@ -15,6 +15,7 @@ import small_store
 import torch
 
 from saepipe import checkpoints
+from saepipe.lock import hold
 
 TIMES = int(os.environ.get("PROVE_KILLS", "10"))
 STEPS = 1200
@@ -114,6 +115,44 @@ def test_a_signal_to_all_ranks_or_to_their_parent(store: Path, whole: Path, tmp_
     assert_same(run, whole)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2", "SIGINT"])
+def test_a_signal_before_the_first_step_ends_the_run_at_once(
+    store: Path, tmp_path: Path, devices: int, name: str
+) -> None:
+    run, number = tmp_path / "x", getattr(signal, name)
+    for tenths in range(6, 6 + 4 * TIMES, 4):  # from the first imports until the ranks meet
+        process = small_runs.launch([*overrides(store, run), f"trainer.devices={devices}"], new_session=True)
+        time.sleep(tenths / 10)
+        children = [child for child in psutil.Process(process.pid).children() if child.is_running()]
+        if process.poll() is None:
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)  # a terminal's goes to all
+        output, _ = ended(process, children)
+        assert process.returncode == 128 + number, (tenths, output)
+        assert "Traceback" not in output, (tenths, output)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_rank_that_ends_before_the_first_step_takes_the_others_along(
+    store: Path, tmp_path: Path, victim: int, number: int
+) -> None:
+    for tenths in (5, 15):
+        process = small_runs.launch(overrides(store, tmp_path / "x"))
+        while len(ranks(process)) < 2 and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(tenths / 10)
+        children = ranks(process)
+        children[victim].send_signal(number)
+        output, _ = ended(process, children)
+        if number == signal.SIGTERM:
+            assert process.returncode == 143, output
+        else:
+            assert process.returncode == 2
+            assert f"rank {victim} of 2 was killed (SIGKILL)" in output
+        assert "Traceback" not in output
+
+
 @pytest.mark.parametrize("victim", ["first", "second", "parent"])
 def test_a_rank_that_is_killed_takes_the_others_along(store: Path, whole: Path, tmp_path: Path, victim: str) -> None:
     run = tmp_path / "x"
@@ -128,6 +167,21 @@ def test_a_rank_that_is_killed_takes_the_others_along(store: Path, whole: Path, 
         assert "Traceback" not in output
     small_runs.finish(overrides(store, run))
     assert_same(run, whole)
+
+
+def test_under_torchrun_a_point_that_one_rank_refuses_ends_the_sweep(store: Path, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    typed = [*small_runs.keys("topk", 40), f"store.dir={store}", f"run.dir={tmp_path}"]
+    typed = [text for text in typed if not text.startswith("sae.k=")]
+    environment = os.environ | {"PYTHONPATH": str(small_runs.ROOT)}
+    with hold(tmp_path / "sae.k=2", key="run.dir"):  # which the first rank alone would find out
+        done = subprocess.run(
+            [*torchrun, "-m", "saepipe.train", "-m", *typed, "sae.k=2,3"],
+            env=environment, cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode
+    assert "sae.k=2: run.dir=" in done.stderr
+    assert not (tmp_path / "sae.k=3" / "summary.json").exists()
 
 
 def test_torchrun_starts_the_ranks_as_well(store: Path, whole: Path, tmp_path: Path) -> None:

@@ -143,6 +143,15 @@ def test_ghost_gradients_of_a_perfect_reconstruction_are_zero() -> None:
     assert not pre.grad.any()
 
 
+def test_ghost_gradients_of_decoder_rows_that_cancel_are_finite() -> None:
+    pre, rows = torch.zeros(2, 2, requires_grad=True), torch.tensor([[1.0, -2.0], [-1.0, 2.0]])
+    error = ghost_error(pre, rows, torch.full((2, 2), 1e15))
+    error.sum().backward()
+    torch.testing.assert_close(error, torch.full((2,), 2e30))
+    assert pre.grad is not None
+    assert pre.grad.isfinite().all()
+
+
 def test_rows_are_drawn_by_the_square_of_their_squared_error() -> None:
     errors = torch.tensor([0.0, 1.0, 2.0, 3.0])
     generator = torch.Generator().manual_seed(0)

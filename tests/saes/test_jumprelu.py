@@ -85,6 +85,18 @@ def test_estimators_are_written_out(ste_to_input: bool) -> None:
     torch.testing.assert_close(b_enc, (error * above + (jump if ste_to_input else 0)).mean(0))
 
 
+@pytest.mark.parametrize("sparsity", ["step", "quadratic"])
+def test_in_float64_nothing_is_rounded_to_float32(sparsity: str) -> None:
+    sae = JumpReLUSAE(JumpReLUConfig(d_sae=8, sparsity_loss=sparsity, target_l0=3.0), 4).double()
+    sae.initialise(torch.Generator().manual_seed(0))
+    x = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    losses = sae.loss(x, x, Step())
+    l0 = (sae.encode(x) > 0).sum(1).double()
+    expected = l0.mean() if sparsity == "step" else (2 / 3.0 * (l0 - 3.0).square()).mean()
+    assert losses.terms["l0_loss"].dtype == torch.float64
+    torch.testing.assert_close(losses.terms["l0_loss"], expected, rtol=1e-15, atol=0)
+
+
 def test_thresholds_start_where_asked_and_never_fall_below_zero() -> None:
     sae, x = make(init_threshold=0.25)
     fresh = JumpReLUSAE(sae.cfg, D_IN)
