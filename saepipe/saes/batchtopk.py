@@ -38,9 +38,9 @@ class BatchTopKConfig(RankedConfig):
 class BatchTopKSAE(RankedSAE):
     """BatchTopK autoencoder: trained on the largest latents of a batch, encodes (and is exported) as a JumpReLU.
 
-    Source: Bussmann et al. 2024 (arXiv 2412.06410). Where several latents tie for the last places, as many do in
-    bfloat16, all or none of them are kept, whichever comes nearer to k, so that the choice does not depend on the order
-    of the tokens.
+    Source: Bussmann et al. 2024 (arXiv 2412.06410). Latents that tie for the last places are all kept, so that the
+    choice does not depend on the order of the tokens; in bfloat16, whose rounding makes many ties, all or none of them,
+    whichever comes nearer to k.
     """
 
     config_class: ClassVar[type[SAEConfig]] = BatchTopKConfig
@@ -156,8 +156,7 @@ def kth_largest(values: Float[Tensor, " n"], k: int, ranks: Ranks) -> Float[Tens
     how many values of all ranks have which digit.
 
     Returns:
-        A value that k values reach; where that many cannot be told from others, for ties, it is the one or the next
-        larger number, whichever the nearer number of values reach, but some.
+        That value; in bfloat16 the next larger number, where that comes nearer to k values, but some.
     """
     wide = values if values.dtype == torch.float64 else values.float()
     bits = wide.view(torch.int64 if wide.dtype == torch.float64 else torch.int32)
@@ -172,4 +171,6 @@ def kth_largest(values: Float[Tensor, " n"], k: int, ranks: Ranks) -> Float[Tens
         ties = counts[here]
         found, left = found * _DIGITS + here, left - from_top[place] + ties
     value = found.to(bits.dtype).view(wide.dtype).to(values.dtype)
+    if values.dtype != torch.bfloat16:
+        return value
     return torch.where((ties > 2 * left) & (left < k), torch.nextafter(value, value.new_tensor(math.inf)), value)
