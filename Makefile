@@ -15,11 +15,13 @@ JOBS ?= 2
 # How much of what is promised under faults `make prove` tries.
 KILLS ?= 20
 FLIPS ?= 1000
+# How often `make test-cluster` preempts a run.
+PREEMPTIONS ?= 3
 
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model check format test prove peers ground-truth wheel clean clean-all
+.PHONY: help setup demo demo-model check format test prove test-cluster peers ground-truth wheel clean clean-all
 
 help: ## List the verbs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +39,9 @@ test: $(READY) ## Run the tests (ARGS="-k shards" runs some)
 
 prove: $(READY) ## Run what is promised in full: the demo from a fresh clone, kills, faults (KILLS=20 FLIPS=1000; minutes)
 	PROVE_KILLS=$(KILLS) PROVE_FLIPS=$(FLIPS) $(BIN)/python -m pytest -s -m prove tests $(ARGS)
+
+test-cluster: $(READY) ## Bring up a real SLURM and run pipelines on it (as root; installs it with apt; minutes)
+	CLUSTER_PREEMPTIONS=$(PREEMPTIONS) $(BIN)/python -m pytest -s -m cluster tests/cluster $(ARGS)
 
 peers: $(PEERS)/installed ## Compare losses, gradients and exports with SAELens, in an environment of its own
 	PYTHONPATH=$(CURDIR) $(PEERS)/bin/python -m pytest -q tests/peers $(ARGS)

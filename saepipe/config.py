@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from saepipe.cluster import SlurmConfig
 from saepipe.errors import UserError, unknown
 from saepipe.keys import Group, key
 
@@ -359,6 +360,9 @@ class RunConfig:
     """Key of the sae or optim group, or `hook` -> values: one SAE for each combination, all trained from one stream."""
     run: RunFolder = field(default_factory=RunFolder)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    fused: bool = False
+    """Have `launch` train all points of a sweep in one job, from one stream, as a grid does."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig)

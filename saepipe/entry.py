@@ -19,6 +19,7 @@ from hydra import main as hydra_main
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -31,6 +32,9 @@ from saepipe.config import RunConfig
 from saepipe.errors import UserError
 from saepipe.stopping import GOES_ON
 
+_SHARED = "hydra.job.config.override_dirname.exclude_keys"
+_OPEN = ("grid", "slurm.stages.", "slurm.environment.", "slurm.sbatch_args.")
+"""What keys begin with that are nowhere written down, which Hydra wants to be told with two plus signs."""
 _GROUP_VALUE = "a group such as sae, model or logger takes the name of one of its files, e.g. sae=topk, not"
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
@@ -49,16 +53,18 @@ def main(verb: str, function: Callable[[RunConfig], object]) -> None:
     failed: list[str] = []
 
     def task(composed: DictConfig) -> None:
+        prepare_process()  # a launcher may have started another one
         overrides = list(HydraConfig.get().overrides.task)
         point = _point(overrides)
         try:
             function(_typed(composed, overrides, point=point))
         except UserError as error:  # raised past this frame, Hydra would add lines of its own
             failed.append(f"{point}: {error}" if point else str(error))  # the other points of a sweep are tried
-            if _among_ranks():
+            if _among_ranks() or "SUBMITIT_EXECUTOR" in os.environ:
                 refuse(failed[-1])
 
     sys.argv[1:] = _arguments(sys.argv[1:])
+    sys.argv[1:] += _not_swept(sys.argv[1:])
     try:
         with polite_end():
             hydra_main(config_path=str(CONF), config_name=verb, version_base="1.3")(task)()
@@ -94,19 +100,20 @@ def polite_end() -> Iterator[None]:
         sys.exit(141)
 
 
-def load_config(verb: str, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(verb: str, overrides: Sequence[str] = (), *, point: str | None = None) -> RunConfig:
     """Compose a verb's configuration in Python, as the command line would.
 
     Args:
         verb: cache, train, evaluate or analyze.
         overrides: What one would type behind the command, e.g. `["+experiment=demo", "sae.k=16"]`.
+        point: Name of the point that it is of a sweep, and of its folder.
 
     Raises:
         UserError: A key, type or value is wrong; the message names it and the cure.
     """
     try:
         with initialize_config_dir(str(CONF), version_base="1.3", job_name=verb):
-            return _typed(compose(verb, [_quoted(override) for override in overrides]), overrides, point=None)
+            return _typed(compose(verb, [_quoted(override) for override in overrides]), overrides, point=point)
     except ValueError as error:
         if "Config group override" not in str(error):
             raise
@@ -188,7 +195,7 @@ def _arguments(given: Sequence[str]) -> list[str]:
 def _quoted(override: str) -> str:
     """Quote a value that Hydra's grammar would trip over, such as the folder of a sweep's point, `runs/x/sae.k=16`."""
     key, _, value = override.partition("=")
-    if key.split(".")[0] == "grid":  # its keys are open, which Hydra wants to be told
+    if key.startswith(_OPEN):
         return f"++{override}"
     if value.startswith(("'", '"', "[", "{")) or "(" in value:
         return override
@@ -211,17 +218,34 @@ def _architecture_config(values: Any) -> Any:
         raise UserError(f"sae.{sentence(error)}") from None
 
 
+def _not_swept(arguments: Sequence[str]) -> list[str]:
+    """Tell Hydra which keys all points of a sweep share; so does every process that a launcher starts know it."""
+    try:
+        found = parsed([argument for argument in arguments if not argument.startswith("-")])
+    except HydraException:
+        return []  # which Hydra will say itself
+    swept = {one.key_or_group for one in found if one.is_sweep_override()}
+    shared = {one.key_or_group for one in found} - swept
+    return [f"{_SHARED}=[{','.join(sorted(shared))}]"] if swept or "sweep" in shared else []
+
+
 def _point(overrides: Sequence[str]) -> str | None:
     """Name the folder of one point of a sweep by its swept keys, `k=v,k=v` sorted; None outside a sweep."""
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN:
         return None
-    swept = set((hydra.sweeper.get("params") or {}).keys())
-    arguments = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
-    parsed = OverridesParser.create().parse_overrides(arguments)
-    swept |= {override.key_or_group for override in parsed if override.is_sweep_override()}
-    chosen = sorted(text.lstrip("+") for text in overrides if text.lstrip("+").split("=")[0] in swept)
-    return ",".join(chosen).replace("/", "_") or None
+    shared = set(hydra.job.config.override_dirname.exclude_keys)
+    return point_name(text for text in overrides if text.lstrip("+").split("=")[0] not in shared)
+
+
+def parsed(overrides: Sequence[str]) -> list[Override]:
+    """Parse overrides as Hydra does."""
+    return OverridesParser.create().parse_overrides([_quoted(override) for override in overrides])
+
+
+def point_name(chosen: Iterable[str]) -> str | None:
+    """Name a point of a sweep, and its folder, by what was chosen for it; None where nothing was."""
+    return ",".join(sorted(text.lstrip("+") for text in chosen)).replace("/", "_") or None
 
 
 def prepare_process() -> None:

@@ -57,28 +57,52 @@ def project(config: RunConfig, model: LanguageModel, *, workers: int) -> Project
     Raises:
         UserError: Too little disk, quota or memory; names the keys to change, with values.
     """
+    wanted, disk = config.store, room(config, model)
+    memory = _check_memory(config, sum(model.width(hook) for hook in config.model.hooks), disk.rows)
+    speed = tokens_per_s(config, model)
+    seconds = disk.missing_bytes / disk.bytes * disk.rows / speed / workers
+    log.info(
+        f"store.dir={wanted.dir}: {wanted.tokens:,} tokens of {', '.join(config.model.hooks)}, about "
+        f"{_duration(seconds)} at {speed:,.0f} tokens/s{f' for each of {workers} workers' if workers > 1 else ''} "
+        f"({model.capture_path} on {model.device}), {disk.bytes / 1e9:.3g} GB on disk "
+        f"({disk.free_bytes / 1e9:.3g} GB free), {memory / 1e9:.3g} GB of memory per worker to shuffle in"
+    )
+    return Projection(wanted.tokens, round(disk.bytes), round(disk.missing_bytes), seconds, speed, workers)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a store needs of its disk."""
+
+    rows: int
+    """Rows per hook, with those held out."""
+    bytes: float
+    """Size of the finished store."""
+    missing_bytes: float
+    """What is still to be written of it."""
+    free_bytes: int
+    """What the disk has."""
+
+
+def room(config: RunConfig, model: LanguageModel) -> Room:
+    """Work out what a store needs of its disk; the model's weights are not loaded for it.
+
+    Raises:
+        UserError: The disk, or a quota, has not that much; names the keys to change, with values.
+    """
     wanted, share = config.store, config.data.held_out
     folder = Path(wanted.dir)
     rows = wanted.tokens + round(min(HELD_OUT_ROWS, wanted.tokens * share / (1 - share)))
-    widths = [model.width(hook) for hook in config.model.hooks]
     header = HEADER_BYTES / wanted.shard_tokens
     token = 10 if config.data.chat_template else 9  # id, document, mask, role
+    widths = [model.width(hook) for hook in config.model.hooks]
     per_row = sum(row_bytes(width, wanted.dtype) + header for width in widths) + token
     with disk_errors("store.dir", folder):
         there = _bytes_below(folder)
         free = _free(folder)
     missing = max(0.0, rows * per_row - there)
     _check_disk(folder, missing, free, per_row)
-    memory = _check_memory(config, sum(widths), rows)
-    speed = tokens_per_s(config, model)
-    seconds = missing / per_row / speed / workers
-    log.info(
-        f"store.dir={folder}: {wanted.tokens:,} tokens of {', '.join(config.model.hooks)}, about {_duration(seconds)} "
-        f"at {speed:,.0f} tokens/s{f' for each of {workers} workers' if workers > 1 else ''} "
-        f"({model.capture_path} on {model.device}), {rows * per_row / 1e9:.3g} GB on disk "
-        f"({free / 1e9:.3g} GB free), {memory / 1e9:.3g} GB of memory per worker to shuffle in"
-    )
-    return Projection(wanted.tokens, round(rows * per_row), round(missing), seconds, speed, workers)
+    return Room(rows, rows * per_row, missing, free)
 
 
 def _bytes_below(folder: Path) -> int:

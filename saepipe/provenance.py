@@ -12,9 +12,16 @@ if TYPE_CHECKING:
     import torch
 
 
+COMMIT_FILE = "COMMIT"
+"""Beside a copy of the packages (`launch.snapshot`): the commit that it was copied from."""
+
+
 def git_commit() -> str | None:
     """Commit of the checkout that runs, with a + where files differ from it; None for an installed package."""
     here = Path(__file__)
+    copied = here.parents[1] / COMMIT_FILE
+    if copied.is_file():
+        return copied.read_text() or None
     commands = (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"], ["status", "--porcelain", "."])
     try:
         _, commit, changed = (

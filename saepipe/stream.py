@@ -7,6 +7,8 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -169,6 +171,25 @@ class Batches(Iterator[Batch]):
             threads.stop()
 
 
+@runtime_checkable
+class HasHooks(Protocol):
+    """A store, or what is known of one that is not made yet."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        ...
+
+    @property
+    def hooks(self) -> list[str]:
+        """The hooks that it holds rows of."""
+        ...
+
+    def width(self, hook: str) -> int:
+        """Return the width of a hook's rows."""
+        ...
+
+
 def check_ranks(config: StreamConfig, world_size: int) -> int:
     """Return the number of lanes, which the ranks divide among themselves.
 
@@ -186,7 +207,7 @@ def check_ranks(config: StreamConfig, world_size: int) -> int:
     return lanes
 
 
-def choose_hook(store: Store, config: StreamConfig) -> str:
+def choose_hook(store: HasHooks, config: StreamConfig) -> str:
     """Return the hook to train on."""
     if config.hook is not None:
         store.width(config.hook)  # refuses a hook that is not there
@@ -198,7 +219,7 @@ def choose_hook(store: Store, config: StreamConfig) -> str:
     return store.hooks[0]
 
 
-def choose_target(store: Store, config: StreamConfig, hook: str) -> str | None:
+def choose_target(store: HasHooks, config: StreamConfig, hook: str) -> str | None:
     """Return the hook to predict from `hook`; None where it is the same."""
     if config.target_hook in (None, hook):
         return None

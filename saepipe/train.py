@@ -22,6 +22,7 @@ from saepipe.stopping import end_at_once
 if TYPE_CHECKING:
     from saepipe.launched import Launch
     from saepipe.store import Store
+    from saepipe.stream import HasHooks
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ def adopt_plan(config: RunConfig, store: "Store") -> None:
         setattr(section, name, planned)
 
 
-def resolved(config: RunConfig, store: "Store") -> tuple[StreamConfig, Any]:
+def resolved(config: RunConfig, store: "HasHooks") -> tuple[StreamConfig, Any]:
     """Say in full what None stands for, so that a run's config.yaml names its hook and lanes; and what a transcoder is.
 
     Returns:
@@ -216,4 +217,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # From the module by its own name, by which a launcher's processes on other machines find its functions.
+    from saepipe.train import main
+
     main()

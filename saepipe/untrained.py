@@ -7,11 +7,10 @@ from saepipe.config import RunConfig
 from saepipe.errors import UserError
 from saepipe.run_length import total_steps
 from saepipe.saes.base import SAE
-from saepipe.store import Store
-from saepipe.stream import check_ranks, choose_hook, choose_target
+from saepipe.stream import HasHooks, check_ranks, choose_hook, choose_target
 
 
-def untrained(config: RunConfig, store: Store) -> SAE:
+def untrained(config: RunConfig, store: HasHooks) -> SAE:
     """Make an SAE whose weights are still zero.
 
     Raises:
@@ -30,7 +29,7 @@ def untrained(config: RunConfig, store: Store) -> SAE:
     return sae
 
 
-def refuse_unfit(config: RunConfig, store: Store, world_size: int) -> None:
+def refuse_unfit(config: RunConfig, store: HasHooks, world_size: int) -> None:
     """Look at what may be refused, which takes no memory.
 
     Args:

@@ -28,6 +28,7 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "errors": (0, set()),
     "keys": (0, set()),
     "config": (0, set()),
+    "cluster": (0, set()),
     "hook_names": (0, set()),
     "permutation": (0, {"numpy"}),
     "metrics": (0, TENSORS),

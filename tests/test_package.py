@@ -32,7 +32,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_carries_every_file_of_the_package_and_the_configuration(wheel: Path) -> None:
     packed = set(zipfile.ZipFile(wheel).namelist())
     wanted = {f"saepipe/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
-    ours = [path for path in (ROOT / "saepipe").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    files = [path for name in ("saepipe", "launch") for path in (ROOT / name).rglob("*")]
+    ours = [path for path in files if path.is_file() and "__pycache__" not in path.parts]
     wanted |= {path.relative_to(ROOT).as_posix() for path in ours}
     assert "saepipe/conf/train.yaml" in wanted
     assert "saepipe/demo/model/model.safetensors" in wanted

@@ -105,7 +105,7 @@ def test_every_command_composes_or_is_a_target() -> None:
         elif words[:2] == ["python", "-m"]:
             overrides = [word for word in words[3:] if word != "-m"]
             entry.load_config(
-                words[2].removeprefix("saepipe."),
+                words[2].removeprefix("saepipe.").removesuffix(".submit"),
                 [word if "/" in word or "[" in word else word.split(",")[0] for word in overrides],
             )
             checked += 1

@@ -1,0 +1,181 @@
+"""Everything that can be known to go wrong, looked at on the machine that submits, before a job waits in a queue."""
+
+import logging
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launch import slurm
+from launch.sweep_folder import Stage, SweepFolder
+from saepipe import entry, grid
+from saepipe.config import RunConfig
+from saepipe.errors import UserError, explained, unknown
+from saepipe.runs import Run
+
+log = logging.getLogger("saepipe.launch")
+
+ONE_OF_ALL = ("model", "data", "store", "cache", "trainer", "slurm")
+"""Groups that every point of a sweep must share: it has one store, and jobs of one size."""
+
+
+@dataclass
+class Store:
+    """What a store is, or will be once it is cached."""
+
+    folder: Path
+    hooks: list[str]
+    widths: dict[str, int]
+    """Empty where the model is out of reach, of a dry run."""
+    complete: bool
+    bytes: float
+    """Size of it when it is finished."""
+    free_bytes: int
+    """What its disk has free."""
+
+    def width(self, hook: str) -> int:
+        """Return the width of a hook's rows."""
+        if hook not in self.hooks:
+            raise unknown("stream.hook", hook, self.hooks, "Those are the model.hooks that are cached.")
+        return self.widths.get(hook, 0)
+
+
+def check(configs: Sequence[RunConfig]) -> Store:
+    """Look at every point of a sweep; folders become absolute.
+
+    Args:
+        configs: A configuration for each job that trains.
+
+    Returns:
+        The store.
+
+    Raises:
+        UserError: What is wrong with some point, or with what all share.
+    """
+    first = configs[0]
+    _refuse_different(configs)
+    for config in configs:
+        for group, key in ((config.store, "dir"), (config.run, "dir"), (config.train, "init_from")):
+            if (value := getattr(group, key)) is not None:
+                setattr(group, key, str(Path(value).resolve()))
+    try:
+        store = _store(first)
+    except UserError as error:
+        if not first.slurm.dry_run:
+            raise
+        log.warning("not checked, and the size of the store not known: %s", error)
+        store = Store(Path(first.store.dir), list(first.model.hooks), {}, False, math.nan, 0)
+    for config in configs:
+        for point in grid.points(config):
+            with explained(f"run.dir={point.run.dir}"):
+                _check_point(point, store)
+    _check_cluster(first)
+    return store
+
+
+def _refuse_different(configs: Sequence[RunConfig]) -> None:
+    first = configs[0]
+    for config in configs:
+        for name in ONE_OF_ALL:
+            if different := entry.differences(getattr(first, name), getattr(config, name), name):
+                key, (one, other) = next(iter(different.items()))
+                raise UserError(
+                    f"{key} is {one} for one point and {other} for another; a sweep has one store, and jobs of one "
+                    "size: submit a sweep for each"
+                )
+
+
+def _store(config: RunConfig) -> Store:
+    """Find a store, or work out what it will be; the model and the data must be there, without being loaded."""
+    from saepipe.language_model import LanguageModel
+    from saepipe.plan import Plan
+    from saepipe.projection import room
+    from saepipe.sources import Source
+    from saepipe.store import Store as Opened
+    from saepipe.train import adopt_plan
+
+    folder = Path(config.store.dir)
+    model = LanguageModel.open(replace(config.model, device="cpu", n_devices=1, device_map=None))
+    model.check_context(config.data.context_size)
+    if Plan.found(folder) is not None:
+        opened = Opened.open(folder, complete=False)
+        adopt_plan(replace(config), opened)  # refuses typed keys that differ
+        if opened.complete:
+            widths = {hook: opened.width(hook) for hook in opened.hooks}
+            return Store(folder, list(opened.hooks), widths, True, opened.plan.total_bytes, 0)
+    Source.open(config.data, seed=config.store.seed)
+    with explained("store.dir"):
+        needed = room(config, model)
+    widths = {hook: model.width(hook) for hook in config.model.hooks}
+    return Store(folder, list(config.model.hooks), widths, False, needed.bytes, needed.free_bytes)
+
+
+def _check_point(point: RunConfig, store: Store) -> None:
+    """Refuse what training would refuse."""
+    from saepipe.run_length import total_steps
+    from saepipe.stream import check_ranks
+    from saepipe.train import resolved
+    from saepipe.untrained import refuse_unfit
+
+    wanted = replace(point, trainer=replace(point.trainer, accelerator="auto"))  # the nodes' is not this machine's
+    wanted.stream, wanted.sae = resolved(point, store)
+    world_size = point.trainer.devices * point.trainer.num_nodes
+    if store.widths:
+        refuse_unfit(wanted, store, world_size)
+    else:  # of a dry run that does not reach the model
+        check_ranks(wanted.stream, world_size)
+        total_steps(wanted, world_size)
+    Run(point.run.dir).refuse_another(wanted)
+
+
+def _check_cluster(config: RunConfig) -> None:
+    """Refuse jobs that are larger than the cluster, as far as its profile describes it."""
+    profile, trainer = config.slurm, config.trainer
+    if profile.executor == "local":
+        if trainer.num_nodes > 1:
+            raise UserError(
+                f"trainer.num_nodes={trainer.num_nodes} does not go with slurm=local, which is one machine; give more "
+                "trainer.devices, or a cluster"
+            )
+        return
+    if profile.nodes is not None and trainer.num_nodes > profile.nodes:
+        raise UserError(
+            f"trainer.num_nodes={trainer.num_nodes} is more than the {profile.nodes} nodes that the cluster has"
+        )
+    most = profile.gpus_per_node
+    if most is not None and trainer.devices > most:
+        raise UserError(
+            f"trainer.devices={trainer.devices} is more than the {most} GPUs of a node; give more trainer.num_nodes"
+        )
+    if profile.min_nodes is not None and profile.min_nodes > trainer.num_nodes:
+        raise UserError(
+            f"slurm.min_nodes={profile.min_nodes} is more than trainer.num_nodes={trainer.num_nodes}; lower it"
+        )
+    accelerated = trainer.accelerator in ("cuda", "gpu") or config.model.device.startswith("cuda")
+    if accelerated and profile.gres is None:
+        raise UserError(
+            f"slurm.gres=null asks for no GPU, which trainer.accelerator={trainer.accelerator} and "
+            f"model.device={config.model.device} need; set slurm.gres=gpu"
+        )
+
+
+def ask_cluster(sweep: SweepFolder, stages: Sequence[Stage], config: RunConfig) -> None:
+    """Have the cluster look at the jobs: partition, account, limits.
+
+    Raises:
+        UserError: It would refuse them; its words are in the message.
+    """
+    if not slurm.there():
+        raise UserError(
+            "slurm.executor=slurm needs sbatch, which this machine has not; submit from a login node, or look at the "
+            "plan with slurm.dry_run=true"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        for stage in stages:
+            profile = config.slurm.of(stage.name)
+            if words := slurm.refusal(sweep, stage, profile, Path(folder)):
+                raise UserError(
+                    f"the cluster would refuse the stage {stage.name} (slurm.partition={profile.partition}, "
+                    f"account={profile.account}, qos={profile.qos}, time_min={profile.time_min}): {words}"
+                )

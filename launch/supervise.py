@@ -1,0 +1,144 @@
+"""A job's first process: it starts the ranks, waits, and alone decides whether the job is over or has to be requeued.
+
+The ranks save and end at a signal (`saepipe.watch`); they do not know of a scheduler. submitit starts this process.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from launch import slurm
+from launch.sweep_folder import Outcome, SweepFolder
+from saepipe import grid
+from saepipe.config import RunConfig
+
+FRUITLESS = 3
+"""Starts in a row that came no further, after which a task has failed: one that dies at once would requeue for ever."""
+_STOPPED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGKILL)
+
+
+def supervise(folder: str, stage: str, index: int) -> str:
+    """Run a task in this job.
+
+    Args:
+        folder: The submission's folder.
+        stage: Which stage.
+        index: Which of its tasks.
+
+    Returns:
+        What became of it: done or requeued.
+
+    Raises:
+        SystemExit: It failed or was cancelled, which its dependents are to see.
+    """
+    sweep = SweepFolder(folder)
+    config = sweep.config(stage, index)
+    job = os.environ.get("SLURM_JOB_ID")
+    here = os.environ.get("SLURM_JOB_NODELIST") or os.uname().nodename
+    sweep.begin(stage, index, job=job, nodes=here, pid=os.getpid(), progress=progress(config, stage))
+    environment = dict(os.environ)
+    if job:  # else each rank would take every core of a node that it shares
+        environment.setdefault("OMP_NUM_THREADS", str(config.slurm.of(stage).cpus_per_rank))
+    code, stopped = _run(command(sweep, stage, index, environment), environment, sweep.log_file(stage, index))
+    # Without a scheduler nobody but launch.cancel, or who else ends processes, sends a signal here.
+    state = slurm.state(job) if job else "CANCELLED" if stopped else "RUNNING"
+    outcome = judge(code, state, sweep, stage, index)
+    sweep.end(stage, index, outcome)
+    if outcome.state == "requeued":
+        if job is None:
+            return supervise(folder, stage, index)
+        slurm.requeue(job)
+    if outcome.state in ("failed", "cancelled"):
+        raise SystemExit(code if 0 < code < 256 else 1)
+    return outcome.state
+
+
+def command(sweep: SweepFolder, stage: str, index: int, environment: Mapping[str, str]) -> list[str]:
+    """Word how the task's processes are started: by srun in a job of SLURM, else one that starts others itself."""
+    config = sweep.config(stage, index)
+    profile = config.slurm.of(stage)
+    python = shlex.split(profile.python) if profile.python else [sys.executable]
+    work = [*python, "-u", "-m", "launch.work", str(sweep.folder), stage, str(index)]
+    if "SLURM_JOB_ID" not in environment:
+        return work
+    nodes, ranks = 1, 1
+    if stage == "train":
+        nodes = int(environment.get("SLURM_JOB_NUM_NODES") or environment.get("SLURM_NNODES") or 1)
+        ranks = config.trainer.devices
+        nodes = fitting(nodes, ranks, config)
+    options = [f"--nodes={nodes}", f"--ntasks={nodes * ranks}", f"--ntasks-per-node={ranks}"]
+    options += [f"--cpus-per-task={profile.cpus_per_rank}", "--kill-on-bad-exit=1"]
+    return ["srun", *options, *profile.srun_args, *work]
+
+
+def fitting(nodes: int, ranks: int, config: RunConfig) -> int:
+    """Return how many of the nodes that a job was given have ranks among which the stream can be divided."""
+    from saepipe.order import choose_lanes
+
+    lanes = choose_lanes(config.stream)
+    return next((count for count in range(nodes, 0, -1) if lanes % (count * ranks) == 0), nodes)
+
+
+def judge(code: int, state: str, sweep: SweepFolder, stage: str, index: int) -> Outcome:
+    """Decide what the end of a task's processes means.
+
+    Args:
+        code: Exit code; negative for the signal that killed a process here.
+        state: What the scheduler says of the job.
+        sweep: The submission.
+        stage: Which stage.
+        index: Which of its tasks.
+    """
+    words = sweep.last_words(stage, index)
+    if code == 0:
+        return Outcome("done")
+    if state != "RUNNING":  # it is cancelled, or requeued by the scheduler itself
+        return Outcome("cancelled" if state in ("COMPLETING", "CANCELLED") else "requeued", f"the job was {state}")
+    number = -code if code < 0 else code - 128
+    if number not in _STOPPED:
+        return Outcome("failed", words or f"exit code {code}")
+    name = signal.Signals(number).name
+    starts = sweep.starts(stage, index)
+    marks = [start["progress"] for start in starts[-FRUITLESS:]] + [progress(sweep.config(stage, index), stage)]
+    if len(marks) > FRUITLESS and len(set(map(str, marks))) == 1:
+        return Outcome("failed", f"ended by {name} {FRUITLESS} times in a row without a step forward; {words}")
+    return Outcome("requeued", f"ended by {name}")
+
+
+def progress(config: RunConfig, stage: str) -> list[int]:
+    """Say how far a task is, in whatever it counts: what is equal twice came no further."""
+    if stage == "train":
+        folders = [Path(point.run.dir) / "checkpoints" for point in grid.points(config)]
+        return [
+            max((int(path.stem.split("-")[1]) for path in folder.glob("step-*.ckpt")), default=0) for folder in folders
+        ]
+    if stage in ("tokenise", "cache"):
+        return [sum(1 for _ in Path(config.store.dir).rglob("*.json"))]
+    return []
+
+
+def _run(words: list[str], environment: Mapping[str, str], log: Path) -> tuple[int, bool]:
+    """Run a command until it ends, and pass signals on to it; what it prints goes to a file.
+
+    Returns:
+        Its exit code, and whether a signal came to this process that asks for an end.
+    """
+    came: list[int] = []
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            words, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+
+        def pass_on(number: int, _: object) -> None:
+            came.append(number)
+            # srun's tasks get from SLURM itself what concerns them; srun takes a second one as an order to kill.
+            if "SLURM_JOB_ID" not in environment and process.poll() is None:
+                process.send_signal(number)
+
+        for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGCONT"):
+            signal.signal(getattr(signal, name), pass_on)
+        return process.wait(), bool({signal.SIGTERM, signal.SIGINT} & set(came))

@@ -1,0 +1,183 @@
+"""What lies in a submitted sweep's folder: what was asked for, the frozen code, the jobs, and what became of them.
+
+<run.dir>/launch/1/          a submission; the next one of the same sweep is 2
+sweep.json                 the stages and their jobs
+code/                      saepipe, launch and conf as they were
+requirements.txt           the versions of every package
+configs/train-0.yaml       the resolved configuration of each task
+tasks/train-0/             log.txt, starts.jsonl, outcome.json
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from saepipe import durable, entry
+from saepipe.config import RunConfig
+from saepipe.errors import UserError
+
+FINAL = ("done", "failed", "cancelled")
+"""Outcomes after which a task never starts again."""
+
+
+@dataclass
+class Task:
+    """A job, as often as it takes to end it."""
+
+    title: str
+    """What it is about: a point of the sweep, or the store."""
+    run_dir: str
+    """Folder of its run; of the store's tasks, the sweep's."""
+    job_id: str | None = None
+    """What the scheduler calls it, once it is submitted."""
+
+
+@dataclass
+class Stage:
+    """Tasks that do the same for different points, or a part each of one thing."""
+
+    name: str
+    tasks: list[Task]
+    nodes: int = 1
+    ranks_per_node: int = 1
+    gpus_per_node: int = 0
+    after: str | None = None
+    """The stage that has to be done before."""
+    each: bool = False
+    """Whether a task only waits for the task of the same number."""
+    anyhow: bool = False
+    """Whether it also begins where the stage before it failed."""
+
+
+@dataclass
+class Outcome:
+    """What became of a task when it last ended."""
+
+    state: str
+    """done, failed, cancelled or requeued."""
+    why: str = ""
+    """The cause, where it is not done."""
+    time: float = field(default_factory=time.time)
+    """When, in seconds since 1970."""
+
+
+class SweepFolder:
+    """A submission of a sweep.
+
+    Args:
+        folder: `<run.dir>/launch/<number>`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.code = self.folder / "code"
+        self.lock = self.folder / "requirements.txt"
+        self.logs = self.folder / "logs"
+        self._file = self.folder / "sweep.json"
+
+    @classmethod
+    def newest(cls, run_dir: str | Path) -> "SweepFolder":
+        """Find the last submission of a sweep.
+
+        Raises:
+            UserError: Nothing was submitted from there.
+        """
+        found = cls._all(Path(run_dir))
+        if not found:
+            raise UserError(f"{run_dir} holds no submitted sweep; python -m launch.submit makes one")
+        return found[-1]
+
+    @classmethod
+    def next(cls, run_dir: str | Path) -> "SweepFolder":
+        """Name the folder of the next submission."""
+        found = cls._all(Path(run_dir))
+        return cls(Path(run_dir).resolve() / "launch" / str(1 + int(found[-1].folder.name) if found else 1))
+
+    @classmethod
+    def _all(cls, run_dir: Path) -> list["SweepFolder"]:
+        numbers = sorted(int(path.parent.name) for path in (run_dir / "launch").glob("[0-9]*/sweep.json"))
+        return [cls(run_dir.resolve() / "launch" / str(number)) for number in numbers]
+
+    @property
+    def run_dir(self) -> Path:
+        """The sweep's folder, in which each point has one."""
+        return self.folder.parents[1]
+
+    def write(self, stages: list[Stage], **more: Any) -> None:
+        """Write what was submitted; `more` is kept beside it."""
+        kept = {**(self._read() if self._file.exists() else {}), **more}
+        durable.write_text(self._file, json.dumps({**kept, "stages": [asdict(stage) for stage in stages]}, indent=1))
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._file.read_text()))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._file} is damaged ({error}); submit the sweep again") from None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What was kept beside the stages: executor, command, time."""
+        return {key: value for key, value in self._read().items() if key != "stages"}
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages, in order."""
+        return [
+            Stage(**{**stage, "tasks": [Task(**task) for task in stage["tasks"]]}) for stage in self._read()["stages"]
+        ]
+
+    def stage(self, name: str) -> Stage:
+        """Return a stage by its name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def config_file(self, stage: str, index: int) -> Path:
+        """Where the configuration of a task is."""
+        return self.folder / "configs" / f"{stage}-{index}.yaml"
+
+    def config(self, stage: str, index: int) -> RunConfig:
+        """Read the configuration of a task."""
+        return entry.read_config(self.config_file(stage, index))
+
+    def task_folder(self, stage: str, index: int) -> Path:
+        """Where a task's log and fate are."""
+        return self.folder / "tasks" / f"{stage}-{index}"
+
+    def log_file(self, stage: str, index: int) -> Path:
+        """What a task printed, over all of its starts."""
+        return self.task_folder(stage, index) / "log.txt"
+
+    def outcome(self, stage: str, index: int) -> Outcome | None:
+        """Read what became of a task when it last ended; None: it has not begun, or is at it."""
+        path = self.task_folder(stage, index) / "outcome.json"
+        return Outcome(**json.loads(path.read_text())) if path.exists() else None
+
+    def end(self, stage: str, index: int, outcome: Outcome) -> None:
+        """Write what became of a task."""
+        durable.write_text(self.task_folder(stage, index) / "outcome.json", json.dumps(asdict(outcome)))
+
+    def starts(self, stage: str, index: int) -> list[dict[str, Any]]:
+        """Read when and where a task was started, and how far it was then."""
+        path = self.task_folder(stage, index) / "starts.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def begin(self, stage: str, index: int, **start: Any) -> None:
+        """Write down a start, and that an earlier outcome is none any more."""
+        folder = self.task_folder(stage, index)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "outcome.json").unlink(missing_ok=True)
+        with (folder / "starts.jsonl").open("a") as file:
+            file.write(json.dumps({"time": time.time(), **start}) + "\n")
+
+    def last_words(self, stage: str, index: int) -> str:
+        """Return the line of a task's log that says most: saepipe's own last sentence, else the last line."""
+        path = self.log_file(stage, index)
+        if not path.exists():
+            return ""
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 20_000))
+            lines = [line.split("\r")[-1].strip() for line in file.read().decode(errors="replace").splitlines()]
+        said = [line for line in lines if line and not line.startswith(("srun:", "slurmstepd:"))]
+        own = [line.removeprefix("saepipe: ") for line in said[-40:] if line.startswith("saepipe: ")]
+        return (own or said or [""])[-1]

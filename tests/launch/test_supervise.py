@@ -1,0 +1,96 @@
+"""What the end of a job's processes means, and how they are started."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch import supervise
+from launch.sweep_folder import Outcome, Stage, SweepFolder, Task
+from saepipe import entry
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SweepFolder:
+    made = SweepFolder(tmp_path / "runs" / "x" / "launch" / "1")
+    overrides = ["+experiment=demo", f"run.dir={tmp_path}/runs/x", "trainer.devices=2", "trainer.num_nodes=3"]
+    config = entry.load_config("launch", [*overrides, "slurm.cpus_per_rank=4", "slurm.srun_args=['--mpi=none']"])
+    entry.save_config(config, made.config_file("train", 0))
+    entry.save_config(config, made.config_file("cache", 0))
+    made.write([Stage("cache", [Task("store", "x")]), Stage("train", [Task("x", str(tmp_path / "runs" / "x"))])])
+    return made
+
+
+def judged(sweep: SweepFolder, code: int, state: str = "RUNNING") -> Outcome:
+    return supervise.judge(code, state, sweep, "train", 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "expected"),
+    [
+        (0, "RUNNING", "done"),
+        (0, "COMPLETING", "done"),  # it was just in time
+        (140, "RUNNING", "requeued"),  # USR2, before a time limit
+        (143, "RUNNING", "requeued"),
+        (137, "RUNNING", "requeued"),
+        (-9, "RUNNING", "requeued"),
+        (143, "COMPLETING", "cancelled"),
+        (143, "CANCELLED", "cancelled"),
+        (143, "PREEMPTED", "requeued"),  # the scheduler does it
+        (2, "RUNNING", "failed"),
+        (1, "RUNNING", "failed"),
+        (139, "RUNNING", "failed"),  # SIGSEGV would come again
+    ],
+)
+def test_only_what_was_stopped_is_requeued(sweep: SweepFolder, code: int, state: str, expected: str) -> None:
+    sweep.begin("train", 0, progress=[0])
+    assert judged(sweep, code, state).state == expected
+
+
+def test_a_task_that_comes_no_further_is_given_up(sweep: SweepFolder) -> None:
+    folder = sweep.run_dir / "checkpoints"
+    folder.mkdir(parents=True)
+    for start in range(supervise.FRUITLESS + 2):
+        (folder / f"step-{start + 1:09d}.ckpt").touch()
+        sweep.begin("train", 0, progress=[start])
+        assert judged(sweep, 137).state == "requeued"  # each start came further
+    states = []
+    for _ in range(supervise.FRUITLESS):
+        sweep.begin("train", 0, progress=[supervise.FRUITLESS + 2])
+        states.append(judged(sweep, 137).state)
+    assert states == ["requeued"] * (supervise.FRUITLESS - 1) + ["failed"]
+    assert "3 times in a row without a step forward" in judged(sweep, 137).why
+
+
+def test_a_failure_is_told_in_the_tasks_own_words(sweep: SweepFolder) -> None:
+    sweep.begin("train", 0, progress=[0])
+    sweep.log_file("train", 0).write_text(
+        "reading\ntrain: 0%\rtrain: 3%\nsaepipe: sae.k=0 is out of range\nsrun: error: node p1: task 0: Exited\n"
+    )
+    assert (judged(sweep, 2).state, judged(sweep, 2).why) == ("failed", "sae.k=0 is out of range")
+    sweep.log_file("train", 0).write_text("ImportError: no torch\nslurmstepd: error: *** STEP CANCELLED ***\n")
+    assert judged(sweep, 1).why == "ImportError: no torch"
+
+
+def test_in_a_job_srun_starts_as_many_ranks_as_there_are_nodes_for(sweep: SweepFolder) -> None:
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3"}
+    words = supervise.command(sweep, "train", 0, job)
+    assert words[0] == "srun"
+    assert {"--nodes=3", "--ntasks=6", "--ntasks-per-node=2", "--cpus-per-task=4", "--mpi=none"} <= set(words)
+    assert words[-3:] == [str(sweep.folder), "train", "0"]
+    fewer = supervise.command(sweep, "train", 0, job | {"SLURM_JOB_NUM_NODES": "2"})
+    assert "--ntasks=4" in fewer
+    odd = supervise.command(sweep, "train", 0, job | {"SLURM_JOB_NUM_NODES": "5"})
+    assert "--ntasks=8" in odd  # 24 lanes are not for 10 ranks
+    assert "--ntasks=1" in supervise.command(sweep, "cache", 0, job)
+    assert supervise.command(sweep, "train", 0, {})[1:4] == ["-u", "-m", "launch.work"]
+
+
+def test_a_new_start_forgets_the_last_outcome(sweep: SweepFolder) -> None:
+    sweep.begin("train", 0, nodes="p1", progress=[0])
+    sweep.end("train", 0, Outcome("requeued", "ended by SIGUSR2"))
+    assert sweep.outcome("train", 0).state == "requeued"  # type: ignore[union-attr]
+    sweep.begin("train", 0, nodes="p2", progress=[5])
+    assert sweep.outcome("train", 0) is None
+    assert [start["nodes"] for start in sweep.starts("train", 0)] == ["p1", "p2"]
+    assert json.loads((sweep.task_folder("train", 0) / "starts.jsonl").read_text().splitlines()[1])["progress"] == [5]
