@@ -200,8 +200,8 @@ def _check(folder: Path, faults: int, seed: int) -> None:
             assert all(map(torch.equal, rows, expected[max_norm])), f"{where} reaches a batch"
         apply(folder, {name: files[name] for name in changed})
     assert errors(folder) == []
-    # That faults reach what is read; of few of them chance may leave more than half out.
-    assert 0.5 * faults - (2 * faults**0.5 if faults < 75 else 0) < refused < faults
+    assert 0.5 * faults < refused
+    assert refused < faults or faults < 75  # some damage what an epoch does not read; of few, chance may draw none
 
 
 def test_random_faults(folder: Path, reference: Store) -> None:
