@@ -1,9 +1,11 @@
 """What is asked of SLURM: batch scripts and submissions (through submitit), states, requeueing, cancelling."""
 
+import logging
 import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,10 @@ from launch.sweep_folder import Stage, SweepFolder, Task
 from saepipe.cluster import SlurmConfig
 from saepipe.errors import UserError
 
+log = logging.getLogger("saepipe.launch")
+
 _ANSWER_S = 120
+_TRIES, _PAUSE_S = 10, 6.0  # a controller that restarts is away for less than a minute
 _LARGEST_ARRAY = 1001  # SLURM's default of MaxArraySize
 
 
@@ -172,6 +177,18 @@ def state(job_id: str) -> str:
     return states([job_id]).get(job_id, ("", ""))[0]
 
 
+def patient_state(job_id: str) -> str:
+    """Ask for the state of a job that there must be, again and again where the controller does not answer."""
+    for _ in range(_TRIES):
+        try:
+            if found := state(job_id):
+                return found
+        except UserError as error:
+            log.warning("%s", error)
+        time.sleep(_PAUSE_S)
+    return "RUNNING"  # as it was; requeueing will say so where it is not
+
+
 def states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Ask for the states of jobs and the reasons that they wait for; those that nobody remembers are left out."""
     wanted = list(job_ids)
@@ -192,10 +209,18 @@ def states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def requeue(job_id: str) -> None:
-    """Put a running job back into the queue; the scheduler ends it where it is."""
-    done = _call("scontrol", "requeue", job_id)
-    if done.returncode:
-        raise UserError(f"job {job_id} cannot be requeued: {_words(done.stderr)}")
+    """Put a running job back into the queue; the scheduler ends it where it is.
+
+    Raises:
+        UserError: It would not, however often it was asked.
+    """
+    for number in range(_TRIES):
+        done = _call("scontrol", "requeue", job_id)
+        if done.returncode == 0:
+            return
+        log.warning("job %s was not requeued (try %s): %s", job_id, number + 1, _words(done.stderr))
+        time.sleep(_PAUSE_S)
+    raise UserError(f"job {job_id} cannot be requeued: {_words(done.stderr)}")
 
 
 def cancel(job_ids: Sequence[str]) -> None:

@@ -45,12 +45,12 @@ def supervise(folder: str, stage: str, index: int) -> str:
         environment.setdefault("OMP_NUM_THREADS", str(config.slurm.of(stage).cpus_per_rank))
     code, stopped = _run(command(sweep, stage, index, environment), environment, sweep.log_file(stage, index))
     # Without a scheduler nobody but launch.cancel, or who else ends processes, sends a signal here.
-    state = slurm.state(job) if job else "CANCELLED" if stopped else "RUNNING"
+    state = slurm.patient_state(job) if job else "CANCELLED" if stopped else "RUNNING"
     outcome = judge(code, state, sweep, stage, index)
     sweep.end(stage, index, outcome)
-    if outcome.state == "requeued":
-        if job is None:
-            return supervise(folder, stage, index)
+    if outcome.state == "requeued" and job is None:
+        return supervise(folder, stage, index)
+    if outcome.state == "requeued" and job is not None and state == "RUNNING":  # else the scheduler has done it
         slurm.requeue(job)
     if outcome.state in ("failed", "cancelled"):
         raise SystemExit(code if 0 < code < 256 else 1)

@@ -18,6 +18,8 @@ from saepipe import durable, entry
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
 
+_START = "==> start "
+"""How each start of a task begins in its log."""
 FINAL = ("done", "failed", "cancelled")
 """Outcomes after which a task never starts again."""
 
@@ -167,8 +169,11 @@ class SweepFolder:
         folder = self.task_folder(stage, index)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "outcome.json").unlink(missing_ok=True)
+        number = len(self.starts(stage, index)) + 1
         with (folder / "starts.jsonl").open("a") as file:
             file.write(json.dumps({"time": time.time(), **start}) + "\n")
+        with self.log_file(stage, index).open("a") as file:
+            file.write(f"\n{_START}{number} on {start.get('nodes')}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
 
     def last_words(self, stage: str, index: int) -> str:
         """Return the line of a task's log that says most: saepipe's own last sentence, else the last line."""
@@ -177,7 +182,9 @@ class SweepFolder:
             return ""
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 20_000))
-            lines = [line.split("\r")[-1].strip() for line in file.read().decode(errors="replace").splitlines()]
+            _, begun, text = file.read().decode(errors="replace").rpartition(_START)
+        text = text.partition("\n")[2] if begun else text
+        lines = [line.split("\r")[-1].strip() for line in text.split("\n")]
         said = [line for line in lines if line and not line.startswith(("srun:", "slurmstepd:"))]
         own = [line.removeprefix("saepipe: ") for line in said[-40:] if line.startswith("saepipe: ")]
         return (own or said or [""])[-1]
