@@ -21,7 +21,7 @@ ONE_OF_ALL = ("model", "data", "store", "cache", "trainer", "slurm")
 
 
 @dataclass
-class Store:
+class PlannedStore:
     """What a store is, or will be once it is cached."""
 
     folder: Path
@@ -41,7 +41,7 @@ class Store:
         return self.widths.get(hook, 0)
 
 
-def check(configs: Sequence[RunConfig]) -> Store:
+def check(configs: Sequence[RunConfig]) -> PlannedStore:
     """Look at every point of a sweep; folders become absolute.
 
     Args:
@@ -65,7 +65,7 @@ def check(configs: Sequence[RunConfig]) -> Store:
         if not first.slurm.dry_run:
             raise
         log.warning("not checked, and the size of the store not known: %s", error)
-        store = Store(Path(first.store.dir), list(first.model.hooks), {}, False, math.nan, 0)
+        store = PlannedStore(Path(first.store.dir), list(first.model.hooks), {}, False, math.nan, 0)
     for config in configs:
         for point in grid.points(config):
             with explained(f"run.dir={point.run.dir}"):
@@ -86,32 +86,32 @@ def _refuse_different(configs: Sequence[RunConfig]) -> None:
                 )
 
 
-def _store(config: RunConfig) -> Store:
+def _store(config: RunConfig) -> PlannedStore:
     """Find a store, or work out what it will be; the model and the data must be there, without being loaded."""
     from saepipe.language_model import LanguageModel
     from saepipe.plan import Plan
     from saepipe.projection import room
     from saepipe.sources import Source
-    from saepipe.store import Store as Opened
+    from saepipe.store import Store
     from saepipe.train import adopt_plan
 
     folder = Path(config.store.dir)
     model = LanguageModel.open(replace(config.model, device="cpu", n_devices=1, device_map=None))
     model.check_context(config.data.context_size)
     if Plan.found(folder) is not None:
-        opened = Opened.open(folder, complete=False)
+        opened = Store.open(folder, complete=False)
         adopt_plan(replace(config), opened)  # refuses typed keys that differ
         if opened.complete:
             widths = {hook: opened.width(hook) for hook in opened.hooks}
-            return Store(folder, list(opened.hooks), widths, True, opened.plan.total_bytes, 0)
+            return PlannedStore(folder, list(opened.hooks), widths, True, opened.plan.total_bytes, 0)
     Source.open(config.data, seed=config.store.seed)
     with explained("store.dir"):
         needed = room(config, model)
     widths = {hook: model.width(hook) for hook in config.model.hooks}
-    return Store(folder, list(config.model.hooks), widths, False, needed.bytes, needed.free_bytes)
+    return PlannedStore(folder, list(config.model.hooks), widths, False, needed.bytes, needed.free_bytes)
 
 
-def _check_point(point: RunConfig, store: Store) -> None:
+def _check_point(point: RunConfig, store: PlannedStore) -> None:
     """Refuse what training would refuse."""
     from saepipe.run_length import total_steps
     from saepipe.stream import check_ranks

@@ -29,7 +29,7 @@ def run(sweep: SweepFolder) -> None:
 
 def _run_stage(sweep: SweepFolder, stage: Stage) -> None:
     """Run a stage's tasks, a few at a time, as far as what they wait for is done."""
-    at_once = sweep.config(stage.name, 0).slurm.array_parallelism or 1
+    at_once = sweep.config(stage.name, 0).slurm.of(stage.name).array_parallelism or 1
     running: dict[int, LocalJob[str]] = {}
     for index, _ in enumerate(stage.tasks):
         if why := missing(sweep, stage, index):
@@ -99,13 +99,11 @@ def _runs(sweep: SweepFolder, stage: str, index: int) -> bool:
 def is_alive(pid: int) -> bool:
     """Tell whether a process of this machine runs."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")  # where there is none, what can be signalled is alive
+        return not Path("/proc/self").exists() or stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
-        try:
-            os.kill(pid, 0)
-        except OSError:
-            return False
-        return not Path("/proc/self").exists()  # where there is no /proc, what can be signalled is alive
+        return False
 
 
 def runner_alive(sweep: SweepFolder) -> bool:

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -89,14 +90,10 @@ def frozen_environment(sweep: SweepFolder) -> dict[str, str]:
 
 def setup(sweep: SweepFolder, profile: SlurmConfig) -> list[str]:
     """Word what a job's shell does before Python starts."""
-    path = f"export PYTHONPATH={_quoted(str(sweep.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    given = [f"export {name}={_quoted(str(value))}" for name, value in profile.environment.items()]
+    path = f"export PYTHONPATH={shlex.quote(str(sweep.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    given = [f"export {name}={shlex.quote(str(value))}" for name, value in profile.environment.items()]
     # Without it, the folder that the job begins in comes before the frozen code.
     return [*profile.setup, *given, path, "export PYTHONSAFEPATH=1"]
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
 
 
 def script(sweep: SweepFolder, stage: Stage, profile: SlurmConfig) -> str:

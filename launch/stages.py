@@ -34,7 +34,7 @@ def of(
         titles = [f"{store} ({number + 1} of {jobs})" if jobs > 1 else store for number in range(jobs)]
         tasks = [Task(title, str(root)) for title in titles]
         found.append((Stage("cache", tasks, gpus_per_node=gpus), [first] * jobs))
-    waiting = [config for config in configs if any(not _trained(point) for point in grid.points(config))]
+    waiting = [config for config in configs if any(not Run(point.run.dir).is_over for point in grid.points(config))]
     if waiting:
         trainer, fused = first.trainer, bool(waiting[0].grid)
         tasks = [Task(_title(config, fused=fused), config.run.dir) for config in waiting]
@@ -55,13 +55,8 @@ def of(
     return stages, {(stage.name, at): one for stage, of_each in found for at, one in enumerate(of_each)}
 
 
-def _trained(point: RunConfig) -> bool:
-    run = Run(point.run.dir)
-    return run.summary() is not None or run.failure() is not None
-
-
 def _evaluated(point: RunConfig) -> bool:
-    return _trained(point) and (Path(point.run.dir) / "features" / "index.html").exists()
+    return Run(point.run.dir).is_over and (Path(point.run.dir) / "features" / "index.html").exists()
 
 
 def _title(config: RunConfig, *, fused: bool) -> str:

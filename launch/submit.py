@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import checks, points, slurm, snapshot, stages
-from launch.checks import Store
+from launch.checks import PlannedStore
 from launch.status import alive
 from launch.sweep_folder import Stage, SweepFolder
 from saepipe import entry, grid
@@ -104,7 +104,7 @@ def _start_here(sweep: SweepFolder) -> None:
         )
 
 
-def described(configs: Sequence[RunConfig], graph: Sequence[Stage], store: Store, root: Path) -> str:
+def described(configs: Sequence[RunConfig], graph: Sequence[Stage], store: PlannedStore, root: Path) -> str:
     """Lay the plan out: what is trained, jobs, GPU-hours, bytes."""
     first = configs[0]
     each = [point for config in configs for point in grid.points(config)]
@@ -138,7 +138,7 @@ def described(configs: Sequence[RunConfig], graph: Sequence[Stage], store: Store
     return "\n".join(lines)
 
 
-def _bytes(points: Sequence[RunConfig], store: Store, root: Path) -> list[str]:
+def _bytes(points: Sequence[RunConfig], store: PlannedStore, root: Path) -> list[str]:
     if not store.widths:
         return []
     weights = sum(_weights_bytes(point, store) for point in points) / 1e9
@@ -150,7 +150,7 @@ def _bytes(points: Sequence[RunConfig], store: Store, root: Path) -> list[str]:
     return [f"{stored}; {weights:,.3g} GB of weights and checkpoints in {root}"]
 
 
-def _weights_bytes(point: RunConfig, store: Store) -> float:
+def _weights_bytes(point: RunConfig, store: PlannedStore) -> float:
     """Bytes that a run leaves: two checkpoints of weights and Adam's two moments, and the exports."""
     from saepipe.stream import choose_hook
 

@@ -40,9 +40,10 @@ def supervise(folder: str, stage: str, index: int) -> str:
     job = os.environ.get("SLURM_JOB_ID")
     here = os.environ.get("SLURM_JOB_NODELIST") or os.uname().nodename
     sweep.begin(stage, index, job=job, nodes=here, pid=os.getpid(), progress=progress(config, stage))
-    environment = dict(os.environ)
+    profile = config.slurm.of(stage)
+    environment = {**os.environ, **{name: str(value) for name, value in profile.environment.items()}}
     if job:  # else each rank would take every core of a node that it shares
-        environment.setdefault("OMP_NUM_THREADS", str(config.slurm.of(stage).cpus_per_rank))
+        environment.setdefault("OMP_NUM_THREADS", str(profile.cpus_per_rank))
     code, stopped = _run(command(sweep, stage, index, environment), environment, sweep.log_file(stage, index))
     # Without a scheduler nobody but launch.cancel, or who else ends processes, sends a signal here.
     state = slurm.patient_state(job) if job else "CANCELLED" if stopped else "RUNNING"
@@ -111,7 +112,7 @@ def judge(code: int, state: str, sweep: SweepFolder, stage: str, index: int) -> 
 
 def progress(config: RunConfig, stage: str) -> list[int]:
     """Say how far a task is, in whatever it counts: what is equal twice came no further."""
-    if stage == "train":
+    if stage == "train":  # by the names alone, since saepipe.checkpoints imports torch
         folders = [Path(point.run.dir) / "checkpoints" for point in grid.points(config)]
         return [
             max((int(path.stem.split("-")[1]) for path in folder.glob("step-*.ckpt")), default=0) for folder in folders

@@ -1,11 +1,12 @@
 """What lies in a submitted sweep's folder: what was asked for, the frozen code, the jobs, and what became of them.
 
-<run.dir>/launch/1/          a submission; the next one of the same sweep is 2
-sweep.json                 the stages and their jobs
-code/                      saepipe, launch and conf as they were
-requirements.txt           the versions of every package
-configs/train-0.yaml       the resolved configuration of each task
-tasks/train-0/             log.txt, starts.jsonl, outcome.json
+`<run.dir>/launch/1/` is a submission, the next one of the same sweep is 2. In it are
+
+- `sweep.json`: the stages and their jobs,
+- `code/`: saepipe, launch and conf as they were,
+- `requirements.txt`: the versions of every package,
+- `configs/train-0.yaml` and so on: the resolved configuration of each task,
+- `tasks/train-0/` and so on: log.txt, starts.jsonl, outcome.json.
 """
 
 import json

@@ -41,20 +41,15 @@ def work(sweep: SweepFolder, stage: str, index: int) -> None:
 def _train(config: RunConfig) -> None:
     from saepipe.train import train
 
-    if config.slurm.scratch:
-        config.store.dir = staged(config.store.dir, config.slurm.scratch)
+    if scratch := config.slurm.of("train").scratch:
+        config.store.dir = staged(config.store.dir, scratch)
     try:
         train(config)
     except UserError as error:
         points = grid.points(config)
-        if not config.grid or any(not _over(point.run.dir) for point in points):
+        if not config.grid or any(not Run(point.run.dir).is_over for point in points):
             raise
         log.warning("saepipe: %s", error)  # of a grid the frozen points are told, and the others are evaluated
-
-
-def _over(run_dir: str) -> bool:
-    run = Run(run_dir)
-    return run.summary() is not None or run.failure() is not None
 
 
 def _evaluate(config: RunConfig) -> None:

@@ -7,6 +7,7 @@ from saepipe.errors import UserError, unknown
 from saepipe.keys import Group, key
 
 EXECUTORS = ("local", "slurm")
+_OF_ALL_STAGES = ("stages", "executor", "dry_run", "cache_jobs", "min_nodes", "nodes", "gpus_per_node")
 STAGES = ("tokenise", "cache", "train", "evaluate", "collect")
 
 
@@ -45,7 +46,7 @@ class SlurmConfig(Group, group="slurm"):
     min_nodes: int | None = key(None, least=1)
     """Fewest nodes to train on where trainer.num_nodes cannot be had; None is exactly as many."""
     setup: list[str] = field(default_factory=list)
-    """Lines of shell before everything else: modules, an environment, a proxy."""
+    """Lines of shell before everything else in a cluster's job: modules, an environment, a proxy."""
     environment: dict[str, Any] = field(default_factory=dict)
     """Environment variables of the jobs."""
     python: str | None = key(None, filled="name a command, or leave it out")
@@ -88,7 +89,7 @@ class SlurmConfig(Group, group="slurm"):
             UserError: A key that is none of a stage's.
         """
         own = self.stages.get(stage) or {}
-        known = [item.name for item in fields(self) if item.name not in ("stages", "executor", "dry_run")]
+        known = [item.name for item in fields(self) if item.name not in _OF_ALL_STAGES]
         for name in own:
             if name not in known:
                 raise unknown("key", f"slurm.stages.{stage}.{name}", [f"slurm.stages.{stage}.{each}" for each in known])

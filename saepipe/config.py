@@ -5,7 +5,6 @@ here imports torch or a language-model library, so `--help` and a typo answer at
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from saepipe.cluster import SlurmConfig
@@ -102,7 +101,7 @@ class DataConfig(Group, group="data"):
 class StoreConfig(Group, group="store"):
     """The folder of activation shards on disk."""
 
-    dir: str = key("stores/${run.name}", filled="name a folder")
+    dir: str = key("stores/${run.name}", filled="name a folder", folder=True)
     """Folder of the store."""
     tokens: int = key(2_000_000, least=1)
     """Rows to store per hook for training (one row per token; held-out rows come on top)."""
@@ -121,7 +120,6 @@ class StoreConfig(Group, group="store"):
     def __post_init__(self) -> None:
         """Check what a range cannot say."""
         super().__post_init__()
-        self.dir = _expanded(self.dir)  # which a shell leaves alone behind a key
         if self.shuffle_tokens % self.shard_tokens:
             nearest = max(1, round(self.shuffle_tokens / self.shard_tokens)) * self.shard_tokens
             raise UserError(
@@ -217,7 +215,7 @@ class TrainConfig(Group, group="train"):
     """Steps between two measurements on the store's held-out rows; None measures never."""
     n_checkpoints: int = key(0, least=0)
     """Intermediate SAEs to export on the way, at even distances, to `sae_steps/` in the run's folder."""
-    init_from: str | None = key(None, filled="name the folder of an exported SAE, or leave it out")
+    init_from: str | None = key(None, filled="name the folder of an exported SAE, or leave it out", folder=True)
     """Folder of an exported SAE to start from, with a fresh optimizer; None starts anew."""
     micro_batches: int = key(1, least=1)
     """Parts that a rank takes its share of a batch in, one after the other: less memory, the same batch."""
@@ -247,13 +245,8 @@ class RunFolder(Group, group="run"):
 
     name: str = key("default", filled="give it a name")
     """Name of the run, and of its folder."""
-    dir: str = key("runs/${run.name}", filled="give it a name")
+    dir: str = key("runs/${run.name}", filled="give it a name", folder=True)
     """Folder of the run; in a sweep, each point has a folder in it."""
-
-    def __post_init__(self) -> None:
-        """Take ~ for the home folder, which a shell leaves alone behind a key."""
-        super().__post_init__()
-        self.dir = _expanded(self.dir)
 
 
 @dataclass
@@ -317,7 +310,7 @@ class BenchConfig(Group, group="bench"):
 
     parts: list[str] = field(default_factory=lambda: ["cache", "stream", "memory"])
     """What to measure: cache, stream, memory; and grid, which takes two minutes a round."""
-    dir: str = key("stores/bench", filled="name a folder")
+    dir: str = key("stores/bench", filled="name a folder", folder=True)
     """Where to make stores, in a folder of their own that is deleted at the end: this disk is measured."""
     tokens: int = key(32_768, least=1)
     """Tokens in each timing of the cache part; a GPU wants a million and more."""
@@ -337,10 +330,6 @@ class BenchConfig(Group, group="bench"):
         for part in self.parts:
             if part not in BENCH_PARTS:
                 raise unknown("bench.parts", part, BENCH_PARTS)
-
-
-def _expanded(folder: str) -> str:
-    return str(Path(folder).expanduser()) if folder.startswith("~") else folder
 
 
 @dataclass

@@ -33,6 +33,7 @@ from saepipe.errors import UserError
 from saepipe.stopping import GOES_ON
 
 _SHARED = "hydra.job.config.override_dirname.exclude_keys"
+"""Where Hydra keeps which keys are none of a sweep's point."""
 _OPEN = ("grid", "slurm.stages.", "slurm.environment.", "slurm.sbatch_args.")
 """What keys begin with that are nowhere written down, which Hydra wants to be told with two plus signs."""
 _GROUP_VALUE = "a group such as sae, model or logger takes the name of one of its files, e.g. sae=topk, not"
@@ -104,7 +105,7 @@ def load_config(verb: str, overrides: Sequence[str] = (), *, point: str | None =
     """Compose a verb's configuration in Python, as the command line would.
 
     Args:
-        verb: cache, train, evaluate or analyze.
+        verb: cache, train, evaluate, analyze, bench or launch.
         overrides: What one would type behind the command, e.g. `["+experiment=demo", "sae.k=16"]`.
         point: Name of the point that it is of a sweep, and of its folder.
 

@@ -5,6 +5,7 @@ Such as `tokens: int = key(4_000_000, least=1)` in a `class TrainConfig(Group, g
 
 import math
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from saepipe.errors import UserError, unknown
@@ -23,6 +24,7 @@ def key(
     most: float | None = None,
     choices: tuple[str, ...] = (),
     filled: str = "",
+    folder: bool = False,
 ) -> T:
     """Declare a key and what its value is held to; None means "derived" and passes a bound.
 
@@ -33,8 +35,9 @@ def key(
         most: Largest number allowed.
         choices: The names allowed.
         filled: Refuse an empty text; this is the cure that the message gives.
+        folder: Take ~ at the beginning for the home folder, which a shell leaves alone behind a key.
     """
-    rules = {"least": least, "above": above, "most": most, "choices": choices, "filled": filled}
+    rules = {"least": least, "above": above, "most": most, "choices": choices, "filled": filled, "folder": folder}
     found: T = field(default=default, metadata=rules)
     return found
 
@@ -59,6 +62,8 @@ class Group:
                 raise unknown(name, value, rule["choices"])
             if rule.get("filled") and not value.strip():
                 raise UserError(f"{name} is empty; {rule['filled']}")
+            if rule.get("folder") and value.startswith("~"):
+                setattr(self, item.name, str(Path(value).expanduser()))
             bounds = (rule.get("least"), rule.get("above"), rule.get("most"))
             if value is not None and bounds != (None, None, None):
                 _refuse_out_of_range(name, value, *bounds)

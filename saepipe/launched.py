@@ -52,9 +52,9 @@ class Launch:
         """
         try:
             return cls._read(environment)
+        except UserError:
+            raise
         except (KeyError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
             given = {
                 name: value
                 for name, value in environment.items()

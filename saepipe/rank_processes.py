@@ -22,7 +22,7 @@ from saepipe import entry
 from saepipe.errors import UserError
 from saepipe.launched import Launch
 from saepipe.ranks import Ranks
-from saepipe.stopping import end_at_once
+from saepipe.stopping import end_at_once, without_interrupts
 
 PASSED_ON = ("SIGTERM", "SIGUSR1", "SIGUSR2")
 """Signals that the ranks get from the parent as they came."""
@@ -57,7 +57,7 @@ def run(work: Callable[[Any, Launch], object], config: object, world_size: int) 
                 launch = Launch(Ranks(rank, world_size), rank, world_size, "127.0.0.1", store.port)
                 mine, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_run, args=(work, config, launch, theirs), daemon=True)
-                with _no_interrupts():
+                with without_interrupts():
                     process.start()
                 theirs.close()
                 running.append(process)
@@ -94,19 +94,6 @@ def _wait(running: list[SpawnProcess]) -> list[int | None]:
             continue
         connection.wait([process.sentinel for process in waiting], left)
     return [process.exitcode for process in running]
-
-
-@contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Keep Ctrl-C from a process that is started in the block, which cannot yet say that it ignores it."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _judge(codes: list[int | None], pipes: list[Connection], sent: list[int]) -> None:

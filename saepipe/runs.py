@@ -81,6 +81,11 @@ class Run:
         """Read why this point of a grid was frozen; None where it was not."""
         return self._failure_file.read_text(errors="replace") if self._failure_file.exists() else None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to train: it is finished, or frozen."""
+        return self.summary() is not None or self.failure() is not None
+
     def fail(self, why: str) -> None:
         """Mark a point of a grid as frozen, so that the others go on without it when the grid is resumed."""
         durable.write_text(self._failure_file, why)

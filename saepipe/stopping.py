@@ -4,10 +4,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 STOPPING = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 """From a user, and from schedulers before they preempt."""
+GOES_ON = "the same command goes on from what is on disk"
+"""What a process says that was stopped."""
 
 
 def end_at_once(names: Sequence[str] = STOPPING, *, told: bool = True) -> None:
@@ -34,4 +37,14 @@ def end_at_once(names: Sequence[str] = STOPPING, *, told: bool = True) -> None:
             signal.signal(number, end)
 
 
-GOES_ON = "the same command goes on from what is on disk"
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C from a process that is started in the block until it is ready, since it would print where it was."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -98,12 +98,14 @@ def _done(config: RunConfig, store: "Store") -> bool:
 
 def _together(left: list[RunConfig]) -> list[list[RunConfig]]:
     """Part the points that cannot go on from one step, as when some of them were begun alone."""
+    if len(left) < 2:
+        return [left] if left else []
     from saepipe import checkpoints
 
     folders = [Run(point.run.dir).checkpoints for point in left]
     steps = [path and checkpoints.step_of(path) for path in map(checkpoints.newest, folders)]
     if not any(steps) or checkpoints.newest_common(folders):
-        return [left] if left else []
+        return [left]
     return [[point for point, at in zip(left, steps, strict=True) if at == step] for step in dict.fromkeys(steps)]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from saepipe import progress
 from saepipe.errors import UserError
+from saepipe.stopping import without_interrupts
 
 _PATIENCE_S = 10.0
 
@@ -84,7 +85,7 @@ def started(work: Callable[[Any, Worker], object], config: object, helpers: list
             for helper in helpers:
                 mine, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_run, args=(work, config, helper, theirs), daemon=True)
-                with _without_interrupts():
+                with without_interrupts():
                     process.start()
                 theirs.close()
                 running.append(process)
@@ -112,19 +113,6 @@ def _patient_threads() -> Iterator[None]:
     finally:
         if not given:
             del os.environ["OMP_WAIT_POLICY"]
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Keep Ctrl-C from a process that is started in the block until it is ready, since it would print where it was."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run(

@@ -15,7 +15,7 @@ from saepipe.errors import UserError
 DEMO = ["+experiment=demo", "store.tokens=20000", "slurm=dgx4x8"]
 
 
-def checked(folder: Path, *overrides: str) -> checks.Store:
+def checked(folder: Path, *overrides: str) -> checks.PlannedStore:
     configs, _ = points.load([*DEMO, f"store.dir={folder}/acts", f"run.dir={folder}/x", *overrides])
     return checks.check(configs)
 

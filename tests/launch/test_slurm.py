@@ -45,10 +45,10 @@ def test_a_script_asks_for_what_the_profile_and_the_stage_say(sweep: SweepFolder
         assert f"#SBATCH --{option}" in found
     assert "#SBATCH --requeue" in found
     text = slurm.script(sweep, stage, PROFILE)
-    parts = ("module load cuda", "NCCL_DEBUG='it'\\''s'", "PYTHONPATH=", "submitit.core")
+    parts = ("module load cuda", "NCCL_DEBUG='it'\"'\"'s'", "PYTHONPATH=", "submitit.core")
     order = [text.index(part) for part in parts]
     assert order == sorted(order)
-    assert f"export PYTHONPATH='{sweep.code}'${{PYTHONPATH:+:$PYTHONPATH}}" in found
+    assert f"export PYTHONPATH={sweep.code}${{PYTHONPATH:+:$PYTHONPATH}}" in found
     assert "export PYTHONSAFEPATH=1" in found
 
 
