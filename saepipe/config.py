@@ -259,8 +259,10 @@ class LoggerConfig(Group, group="logger"):
     """Project in Weights & Biases."""
     entity: str | None = None
     """Team in Weights & Biases; None is the account's default."""
+    group: str | None = None
+    """Group in Weights & Biases; None is the sweep's folder, of a run that is a point of one."""
     offline: bool = False
-    """Write Weights & Biases files locally, for `wandb sync` later."""
+    """Write Weights & Biases files locally, for `wandb sync` later; where its server cannot be reached, so anyway."""
 
 
 @dataclass

@@ -249,6 +249,12 @@ def point_name(chosen: Iterable[str]) -> str | None:
     return ",".join(sorted(text.lstrip("+") for text in chosen)).replace("/", "_") or None
 
 
+def sweep_of(run_dir: str | Path) -> Path | None:
+    """Return the sweep's folder of a run that is a point of one, as its folder's name tells."""
+    folder = Path(run_dir)
+    return folder.parent if "=" in folder.name else None
+
+
 def prepare_process() -> None:
     """Set up a process that was started to run a verb: plain messages to the terminal, threads that wait politely."""
     # OpenMP's idle threads spin by default: on a machine with other work, a sparse step took five times as long. It is

@@ -3,19 +3,29 @@
 import csv
 import hashlib
 import io
+import logging
+import os
+import socket
+import urllib.request
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from jaxtyping import Float
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from saepipe import durable
+from saepipe import durable, entry
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_ANSWER_S = 5.0
+"""How long a server is waited for; W&B itself would wait for 90 s, at the start of every job."""
 
 
 class CSVMetrics(Logger):
@@ -142,14 +152,16 @@ def _wandb(config: RunConfig, folder: Path) -> Logger:
         import wandb
     except ImportError:
         raise UserError("logger=wandb needs the package wandb; pip install wandb, or logger=csv") from None
+    group = config.logger.group or entry.sweep_of(folder)
     try:
         run = wandb.init(
             name=config.run.dir,
             id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
             project=config.logger.project,
             entity=config.logger.entity,
+            group=None if group is None else str(group),
             dir=str(folder),
-            mode="offline" if config.logger.offline else None,
+            mode="offline" if config.logger.offline or not _reachable(wandb.setup().settings.base_url) else None,
             resume="allow",
             reinit="create_new",  # the points of a grid have a run each
         )
@@ -158,6 +170,23 @@ def _wandb(config: RunConfig, folder: Path) -> Logger:
             f"logger=wandb cannot start ({str(error).splitlines()[0]}); run `wandb login`, or set logger.offline=true"
         ) from error
     return WandbLogger(experiment=run)
+
+
+def _reachable(url: str) -> bool:
+    """Tell whether somebody answers at a server's address, or at the proxy before it; WANDB_MODE is believed."""
+    if "WANDB_MODE" in os.environ:
+        return True
+    asked = urlsplit(url)
+    proxy = None if urllib.request.proxy_bypass(asked.netloc) else urllib.request.getproxies().get(asked.scheme)
+    where = urlsplit(proxy or url)
+    try:
+        socket.create_connection(
+            (where.hostname, where.port or (443 if where.scheme == "https" else 80)), _ANSWER_S
+        ).close()
+    except OSError as error:
+        log.warning("%s cannot be reached (%s): W&B's files stay here, for `wandb sync` later", proxy or url, error)
+        return False
+    return True
 
 
 def _tensorboard(folder: Path) -> Logger:

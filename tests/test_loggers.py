@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
+from lightning.pytorch.loggers import WandbLogger
 
 from saepipe import entry
 from saepipe.errors import UserError
@@ -88,6 +90,38 @@ def test_other_loggers_write_beside_the_csv(tmp_path: Path, logger: str) -> None
             log_density(log, torch.rand(64), 1)
     assert rows(tmp_path / "metrics.csv")
     assert [path for path in (tmp_path / logger).rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("folder", "more", "expected"),
+    [("runs/one", [], None), ("runs/s/sae.k=4", [], "runs/s"), ("runs/s/sae.k=8", ["logger.group=mine"], "mine")],
+)
+def test_the_points_of_a_sweep_are_a_group_in_wandb_and_without_a_network_offline(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: str,
+    more: list[str],
+    expected: str | None,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    wandb.teardown()  # it reads the environment once
+    entry.prepare_process()
+    ids = set()
+    for _ in range(2):  # a requeue goes on in the same run
+        config = entry.load_config("train", ["logger=wandb", *more])
+        config.run.dir = folder
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with opened(config, start_step=0) as (_, found):
+            assert isinstance(found, WandbLogger)
+            assert found.experiment.settings.mode == "offline"
+            assert found.experiment.group == (expected or "")
+            ids.add(found.experiment.id)
+    wandb.teardown()
+    assert len(ids) == 1
+    assert "http://127.0.0.1:9 cannot be reached" in capsys.readouterr().out
 
 
 def test_a_logger_that_is_not_installed_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

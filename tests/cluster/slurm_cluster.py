@@ -63,7 +63,8 @@ class Cluster:
 
     folder: Path
     nodes: int = 4
-    max_array_size: int = 1001
+    max_array_size: int = 4
+    """Most tasks of an array; the usual 1001 would take a sweep as large."""
     daemons: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
 
     @property
@@ -89,8 +90,8 @@ class Cluster:
         self._database()
         self._daemon("slurmdbd", "-D")
         _wait(lambda: self._accepts(self.dbd_port), "slurmdbd")
-        self._daemon("slurmctld", "-D", "-f", str(self.conf))
-        _wait(lambda: self.run("scontrol", "ping").returncode == 0, "slurmctld")
+        self._accounts()
+        self.start_controller()
         for number in range(self.nodes):
             self.start_node(f"p{number + 1}")
         _wait(lambda: self.states().count("idle") == self.nodes, "the nodes")
@@ -108,6 +109,17 @@ class Cluster:
             daemon.kill()
             daemon.wait()
         self.daemons.clear()
+
+    def start_controller(self) -> None:
+        """Start the controller, which goes on with what it knew."""
+        self._daemon("slurmctld", "-D", "-f", str(self.conf))
+        _wait(lambda: self.run("scontrol", "ping").returncode == 0, "slurmctld")
+
+    def stop_controller(self) -> None:
+        """Stop the controller; the nodes go on with their jobs."""
+        daemon = self.daemons.pop("slurmctld")
+        daemon.terminate()
+        daemon.wait(30)
 
     def start_node(self, name: str) -> None:
         """Start the daemon of a node."""
@@ -191,6 +203,17 @@ class Cluster:
         account += account.replace("'localhost'", "'127.0.0.1'")
         subprocess.run(["mariadb", "--no-defaults", f"--socket={folder}/socket", "-e", account], check=True)
 
+    def _accounts(self) -> None:
+        """Charge root's jobs to the account `lab`; with the QOS `few`, two jobs at most are in the queue."""
+        for words in (
+            ["cluster", "saepipe"],
+            ["qos", "few", "MaxSubmitJobsPerUser=2"],
+            ["account", "lab"],
+            ["user", "root", "account=lab", "qos=normal,few", "defaultqos=normal"],
+        ):
+            done = self.run("sacctmgr", "--immediate", "add", *words)
+            assert done.returncode == 0, done.stdout + done.stderr
+
     def _write_configuration(self) -> None:
         host, run, log = socket.gethostname().split(".")[0], self.folder / "run", self.folder / "log"
         self.database_port, self.dbd_port, controller, *ports = _free_ports(3 + self.nodes)
@@ -228,6 +251,7 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={self.dbd_port}
+AccountingStorageEnforce=associations,limits,qos
 AccountingStoragePass={self.munge_socket}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
