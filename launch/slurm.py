@@ -1,6 +1,7 @@
 """What is asked of SLURM: batch scripts and submissions (through submitit), states, requeueing, cancelling."""
 
 import logging
+import math
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,34 @@ def refusal(sweep: SweepFolder, stage: Stage, profile: SlurmConfig, folder: Path
     return None if done.returncode == 0 else _words(done.stderr)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Tasks of a stage that are one array."""
+
+    numbers: range
+    """Which they are."""
+    at_once: int | None
+    """Most of them at a time."""
+    after: int | None = None
+    """Number of the part that has to be over before, since all of them together would be too many at a time."""
+
+
+def parts(count: int, size: int, at_once: int | None) -> list[Part]:
+    """Divide a stage's tasks among arrays that the cluster takes.
+
+    Args:
+        count: How many tasks there are.
+        size: Most tasks of an array.
+        at_once: Most tasks of the stage at a time.
+    """
+    arrays = math.ceil(count / size)
+    ranges = [range(count * at // arrays, count * (at + 1) // arrays) for at in range(arrays)]
+    if at_once is None:
+        return [Part(numbers, None) for numbers in ranges]
+    shares = [max(1, at_once // arrays + (at < at_once % arrays)) for at in range(arrays)]
+    return [Part(numbers, shares[at], at - at_once if at >= at_once else None) for at, numbers in enumerate(ranges)]
+
+
 def submit(sweep: SweepFolder, stage: Stage, profile: SlurmConfig, before: Stage | None) -> None:
     """Submit a stage's jobs as arrays that the cluster takes, and write their ids into its tasks.
 
@@ -131,15 +161,18 @@ def submit(sweep: SweepFolder, stage: Stage, profile: SlurmConfig, before: Stage
     """
     from launch.supervise import supervise
 
-    size = largest_array()
-    for first in range(0, len(stage.tasks), size):
-        tasks = stage.tasks[first : first + size]
-        made = executor(sweep, stage, profile, dependency(stage, before, range(first, first + len(tasks))))
+    divided = parts(len(stage.tasks), largest_array(), profile.array_parallelism)
+    for part in divided:
+        waits = [dependency(stage, before, part.numbers)]
+        if part.after is not None:
+            waits.append(f"afterany:{_array_of(stage.tasks[divided[part.after].numbers[0]])}")
+        wanted = replace(profile, array_parallelism=part.at_once)
+        made = executor(sweep, stage, wanted, ",".join(filter(None, waits)) or None)
         try:
             with made.batch():
-                jobs = [made.submit(supervise, str(sweep.folder), stage.name, first + at) for at, _ in enumerate(tasks)]
-            for task, job in zip(tasks, jobs, strict=True):
-                task.job_id = job.job_id
+                jobs = [made.submit(supervise, str(sweep.folder), stage.name, number) for number in part.numbers]
+            for number, job in zip(part.numbers, jobs, strict=True):
+                stage.tasks[number].job_id = job.job_id
         except Exception as error:  # submitit wraps what sbatch says
             raise UserError(f"the cluster does not take the stage {stage.name}: {_words(str(error))}") from error
 

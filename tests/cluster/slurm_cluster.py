@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,6 +134,20 @@ class Cluster:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def drain(self, *names: str) -> None:
+        """Give nodes no further job."""
+        assert (
+            self.run("scontrol", "update", f"nodename={','.join(names)}", "state=drain", "reason=test").returncode == 0
+        )
+
+    def resume(self, *names: str) -> None:
+        """Give nodes jobs again."""
+        self._update(names, "state=resume")
+
+    def _update(self, names: Sequence[str], *settings: str) -> None:
+        done = self.run("scontrol", "update", f"nodename={','.join(names)}", *settings)
+        assert done.returncode == 0, done.stderr
+
     def processes_on(self, name: str) -> list[int]:
         """List the processes that a node's daemon started."""
         found = []
@@ -159,13 +173,26 @@ class Cluster:
         shown = self.run("scontrol", "show", "job", "-o", job_id).stdout
         return dict(word.split("=", 1) for word in shown.split() if "=" in word)
 
+    def preempt(self, *names: str) -> None:
+        """Take nodes, all if none is named, for a job of higher priority, for a moment."""
+        nodes = [f"--nodes={len(names) or self.nodes}", *([f"--nodelist={','.join(names)}"] if names else [])]
+        taken = self.run("sbatch", "--partition=high", *nodes, "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
+        assert taken.returncode == 0, taken.stderr
+        job = taken.stdout.split()[-1]
+        _wait(lambda: self.job(job).get("JobState") in ("COMPLETED", "COMPLETING"), "the preempting job")
+
     def _daemon(self, program: str, *arguments: str, known_as: str | None = None) -> None:
         found = _program(program)
         assert found, program
         name = known_as or program
         with (self.folder / "log" / f"{name}.out").open("ab") as log:
             self.daemons[name] = subprocess.Popen(
-                [found, *arguments], env=self.environment, stdout=log, stderr=log, start_new_session=True
+                # Where a test is killed, its cluster ends as well.
+                ["setpriv", "--pdeathsig=TERM", found, *arguments],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def _munge(self) -> None:

@@ -98,3 +98,20 @@ def test_a_cluster_that_is_not_there_says_what_is_missing(monkeypatch: pytest.Mo
 )  # fmt: skip
 def test_a_refusal_is_in_the_clusters_own_words(said: str, words: str) -> None:
     assert slurm._words(said) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "at_once", "expected"),
+    [
+        (3, 4, None, [(range(3), None, None)]),
+        (3, 4, 2, [(range(3), 2, None)]),
+        (5, 4, None, [(range(2), None, None), (range(2, 5), None, None)]),
+        (5, 4, 3, [(range(2), 2, None), (range(2, 5), 1, None)]),
+        (9, 4, 2, [(range(3), 1, None), (range(3, 6), 1, None), (range(6, 9), 1, 0)]),
+        (9, 4, 1, [(range(3), 1, None), (range(3, 6), 1, 0), (range(6, 9), 1, 1)]),
+    ],
+)
+def test_arrays_that_the_cluster_takes_keep_to_the_throttle_together(
+    count: int, size: int, at_once: int | None, expected: list[tuple[range, int | None, int | None]]
+) -> None:
+    assert slurm.parts(count, size, at_once) == [slurm.Part(*each) for each in expected]
