@@ -136,9 +136,7 @@ class Cluster:
 
     def drain(self, *names: str) -> None:
         """Give nodes no further job."""
-        assert (
-            self.run("scontrol", "update", f"nodename={','.join(names)}", "state=drain", "reason=test").returncode == 0
-        )
+        self._update(names, "state=drain", "reason=test")
 
     def resume(self, *names: str) -> None:
         """Give nodes jobs again."""

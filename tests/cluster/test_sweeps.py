@@ -43,11 +43,6 @@ def test_one_command_makes_a_grid_out_of_text_with_the_code_it_was_submitted_wit
 
 
 def test_a_job_that_dies_before_its_first_step_says_why_and_so_do_its_dependents(desk: Desk, store: Path) -> None:
-    none = ["slurm=example", "slurm.gres=null", "slurm.partition=none"]
-    told = desk.run("launch.submit", *none, *TINY, f"store.dir={store}", tokens(100))
-    assert told.returncode == 2
-    assert "slurm.partition=none" in told.stderr
-    assert "invalid partition" in told.stderr
     desk.submit(*TINY, f"store.dir={store}", tokens(100), "run.name=dead", "slurm.environment.SAEPIPE_BREAK=1",
                 "slurm.setup=['echo no such module >&2; exit 3']")  # fmt: skip
     lines = desk.wait("runs/dead")
@@ -69,10 +64,8 @@ def test_a_grid_larger_than_an_array_is_divided_and_keeps_to_its_throttle(
         jobs = [line["job"] for line in of_stage(lines, stage)]
         assert len({job.split("_")[0] for job in jobs}) == 2, jobs
         assert most_at_once(cluster, jobs) <= 2
-    starts = [
-        (desk.folder / f"runs/many/launch/1/tasks/train-{number}/starts.jsonl").read_text() for number in range(5)
-    ]
-    assert not any('"p4"' in start for start in starts)
+    tasks = desk.folder / "runs/many/launch/1/tasks"
+    assert not any('"p4"' in path.read_text() for path in tasks.glob("*/starts.jsonl"))
     # Each task reads the copy on its node's disk, which here is the same for all: the first one makes it.
     copied = [line for line in desk.run("launch.logs", "runs/many", "train").stdout.splitlines() if "copying" in line]
     assert copied == [f"copying {store} to {tmp_path}/disk/{store.name}"]
@@ -95,7 +88,7 @@ def test_what_the_cluster_refuses_leaves_nothing_in_the_queue(cluster: Cluster, 
     ):
         told = desk.run("launch.submit", *keys, more)
         assert told.returncode == 2
-        assert more in told.stderr.replace("qos=none", "slurm.qos=none").replace("account=none", "slurm.account=none")
+        assert more.removeprefix("slurm.") in told.stderr
         assert word in told.stderr
     # Only at the third stage does this one have too many jobs.
     told = desk.run("launch.submit", *keys, "slurm.account=lab", "slurm.qos=few")
