@@ -100,7 +100,10 @@ def _store(config: RunConfig) -> PlannedStore:
     model.check_context(config.data.context_size)
     if Plan.found(folder) is not None:
         opened = Store.open(folder, complete=False)
-        adopt_plan(replace(config), opened)  # refuses typed keys that differ
+        # Keys that differ are refused: of a store that is there those that were typed; what is still to be done is done
+        # to the whole configuration.
+        asked = config.overrides if opened.complete else [f"{key}=" for key in opened.plan.settings()]
+        adopt_plan(replace(config, overrides=asked), opened)
         if opened.complete:
             widths = {hook: opened.width(hook) for hook in opened.hooks}
             return PlannedStore(folder, list(opened.hooks), widths, True, opened.plan.total_bytes, 0)

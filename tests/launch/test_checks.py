@@ -10,6 +10,8 @@ import small_runs
 import small_store
 
 from launch import checks, points, submit
+from saepipe import entry
+from saepipe.cache import cache
 from saepipe.errors import UserError
 
 DEMO = ["+experiment=demo", "store.tokens=20000", "slurm=dgx4x8"]
@@ -66,6 +68,20 @@ def test_a_store_and_a_run_that_are_there_are_compared(tmp_path: Path) -> None:
     small_runs.finish(keys)
     configs, _ = points.load([*keys, "model.name=demo", "data.path=demo"])
     with pytest.raises(UserError, match="differs from the store's"):
+        checks.check(configs)
+
+
+def test_a_store_that_another_configuration_began_is_refused_and_ones_own_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = ["+experiment=demo", "store.dir=acts", "store.tokens=20000"]
+    cache(entry.load_config("cache", keys))
+    (tmp_path / "acts" / "manifest.json").unlink()  # what a job that was killed leaves has none
+    configs, _ = points.load(keys)
+    assert not checks.check(configs).complete
+    configs, _ = points.load(["+experiment=demo", "store.dir=acts"])  # nothing typed differs
+    with pytest.raises(UserError, match=r"was made with store\.tokens=20000"):
         checks.check(configs)
 
 
