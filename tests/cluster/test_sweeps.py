@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from login_desk import TINY, Desk, of_stage, over, tokens, training
+from login_desk import CLUSTER, TINY, Desk, of_stage, over, tokens, training
 from slurm_cluster import Cluster
 
 pytestmark = pytest.mark.timeout(900)
@@ -80,7 +80,7 @@ def most_at_once(cluster: Cluster, jobs: list[str]) -> int:
 
 
 def test_what_the_cluster_refuses_leaves_nothing_in_the_queue(cluster: Cluster, desk: Desk, store: Path) -> None:
-    keys = ["slurm=example", "slurm.partition=low", "slurm.gres=null", *TINY, f"store.dir={store}", tokens(100)]
+    keys = [*CLUSTER, *TINY, f"store.dir={store}", tokens(100)]
     for more, word in (
         ("slurm.partition=none", "invalid partition"),
         ("slurm.account=none", "Invalid account"),
