@@ -34,6 +34,9 @@ class Executor(SlurmExecutor):
         """Say that it can be had."""
         return 2
 
+    def _num_tasks(self) -> int:
+        return 1  # `supervise`, whatever it starts; `nodes` may be a range
+
 
 def there() -> bool:
     """Tell whether this machine can submit jobs."""
