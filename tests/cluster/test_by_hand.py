@@ -1,6 +1,7 @@
 """A real SLURM without `launch`: allocations that are worked in by hand, and Hydra's own launcher."""
 
-import os
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,6 +28,11 @@ def test_hydras_own_launcher_gives_every_point_its_folder_and_ranks(desk: Desk, 
         assert_same_bits(*(desk.folder / "runs" / folder / f"sae.k={k}" for folder in ("here", "there")))
 
 
+def at_a_terminal(desk: Desk, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command as somebody who types it does: salloc asks for a terminal."""
+    return desk.call("script", "--quiet", "--return", "--command", shlex.join(words), "/dev/null")
+
+
 def test_an_allocation_that_is_worked_in_by_hand(desk: Desk, store: Path) -> None:
     keys = ["-m", "saepipe.train", *TINY, f"store.dir={store}", tokens(60)]
     python, two = sys.executable, ["--nodes=2", "--ntasks-per-node=1"]
@@ -39,15 +45,12 @@ def test_an_allocation_that_is_worked_in_by_hand(desk: Desk, store: Path) -> Non
         "pty": (1, ["srun", "--pty", python, *keys]),
     }
     for name, (ranks, words) in ways.items():
-        terminal, end = os.openpty()
-        done = desk.call(*words, f"run.dir=runs/{name}", stdin=end)
-        os.close(terminal)
-        os.close(end)
-        assert done.returncode == 0, (name, done.stdout, done.stderr)
+        done = at_a_terminal(desk, *words, f"run.dir=runs/{name}")
+        assert done.returncode == 0, (name, done.stdout)
         assert f'"ranks": {ranks},' in (desk.folder / "runs" / name / "summary.json").read_text(), name
     for name in ("torchrun", "devices"):
         assert_same_bits(desk.folder / "runs/srun", desk.folder / "runs" / name)
-    told = desk.call("salloc", *two, "srun", python, *keys, "run.dir=runs/odd", "trainer.devices=2")
+    told = at_a_terminal(desk, "salloc", *two, "srun", python, *keys, "run.dir=runs/odd", "trainer.devices=2")
     assert told.returncode == 2
-    assert "trainer.devices=2 and trainer.num_nodes=1 differ from what was started: 1 ranks on each of 2" in told.stderr
+    assert "trainer.devices=2 and trainer.num_nodes=1 differ from what was started: 1 ranks on each of 2" in told.stdout
     assert not (desk.folder / "runs/odd").exists()
