@@ -55,8 +55,12 @@ def executor(sweep: SweepFolder, stage: Stage, profile: SlurmConfig, dependency:
     made = Executor(sweep.logs / stage.name, python=profile.python)
     gres = f"{profile.gres}:{stage.gpus_per_node}" if profile.gres and stage.gpus_per_node else None
     nodes: Any = stage.nodes
+    ranks: int | None = stage.ranks_per_node
+    cpus = profile.cpus_per_rank
     if stage.name == "train" and profile.min_nodes and profile.min_nodes < stage.nodes:
         nodes = f"{profile.min_nodes}-{stage.nodes}"
+        # A number of tasks per node would have SLURM count the tasks of the fewest nodes, and give no more.
+        ranks, cpus = None, cpus * stage.ranks_per_node
     more = {"requeue": True, "kill-on-invalid-dep": "yes", **profile.sbatch_args}
     settings = {
         "job_name": f"{sweep.run_dir.name}-{stage.name}",
@@ -68,8 +72,8 @@ def executor(sweep: SweepFolder, stage: Stage, profile: SlurmConfig, dependency:
         "time": profile.time_min,
         "signal_delay_s": profile.signal_delay_s,
         "nodes": nodes,
-        "ntasks_per_node": stage.ranks_per_node,
-        "cpus_per_task": profile.cpus_per_rank,
+        "ntasks_per_node": ranks,
+        "cpus_per_task": cpus,
         "mem": None if profile.mem_gb is None else f"{profile.mem_gb:g}G",
         "gres": gres,
         "mail_user": profile.mail_user,

@@ -18,6 +18,8 @@ from saepipe.config import RunConfig
 
 FRUITLESS = 3
 """Starts in a row that came no further, after which a task has failed: one that dies at once would requeue for ever."""
+_OF_THE_BATCH = ("SLURM_CPUS_PER_TASK", "SLURM_TRES_PER_TASK")
+"""What SLURM says of the batch step's one task, which srun would hold against its own arguments."""
 _STOPPED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGKILL)
 
 
@@ -42,6 +44,8 @@ def supervise(folder: str, stage: str, index: int) -> str:
     sweep.begin(stage, index, job=job, nodes=here, pid=os.getpid(), progress=progress(config, stage))
     profile = config.slurm.of(stage)
     environment = {**os.environ, **{name: str(value) for name, value in profile.environment.items()}}
+    for name in _OF_THE_BATCH:
+        environment.pop(name, None)
     if job:  # else each rank would take every core of a node that it shares
         environment.setdefault("OMP_NUM_THREADS", str(profile.cpus_per_rank))
     code, stopped = _run(command(sweep, stage, index, environment), environment, sweep.log_file(stage, index))
