@@ -100,7 +100,7 @@ def test_what_the_cluster_refuses_leaves_nothing_in_the_queue(cluster: Cluster, 
 
 
 def test_a_run_that_finds_fewer_nodes_goes_on_with_them(cluster: Cluster, desk: Desk, store: Path) -> None:
-    keys = [*TINY, f"store.dir={store}", "trainer.num_nodes=2", "slurm.min_nodes=1", tokens(3000)]
+    keys = [*TINY, f"store.dir={store}", "trainer.num_nodes=2", "slurm.min_nodes=1", tokens(1200)]
     desk.submit(*keys, "run.name=fewer")
     desk.wait("runs/fewer", training)
     cluster.drain("p2", "p3", "p4")  # after what they do now
@@ -113,4 +113,4 @@ def test_a_run_that_finds_fewer_nodes_goes_on_with_them(cluster: Cluster, desk: 
     starts = (desk.folder / "runs/fewer/launch/1/tasks/train-0/starts.jsonl").read_text().splitlines()
     assert [json.loads(start)["nodes"] for start in starts] == ["p[1-2]", "p1"]
     summary = json.loads((desk.folder / "runs/fewer/summary.json").read_text())
-    assert summary["steps"] == 3000
+    assert summary["steps"] == 1200

@@ -60,8 +60,10 @@ def test_a_stage_has_keys_of_its_own_and_only_gpus_that_it_uses(sweep: SweepFold
 
 
 def test_fewer_nodes_may_be_asked_for(sweep: SweepFolder) -> None:
-    profile = SlurmConfig(executor="slurm", min_nodes=1)
-    assert "#SBATCH --nodes=1-4" in lines_of(sweep, Stage("train", [Task("a", "a")], nodes=4), profile)
+    profile = SlurmConfig(executor="slurm", min_nodes=1, cpus_per_rank=3)
+    found = lines_of(sweep, Stage("train", [Task("a", "a")], nodes=4, ranks_per_node=2), profile)
+    assert {"#SBATCH --nodes=1-4", "#SBATCH --cpus-per-task=6"} <= found
+    assert not any("--ntasks" in line for line in found)
     assert "#SBATCH --nodes=1" in lines_of(sweep, Stage("evaluate", [Task("a", "a")]), profile)
 
 
