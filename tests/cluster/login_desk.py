@@ -47,7 +47,8 @@ class Desk:
         self.checkout = self.folder / "checkout"
         for name in ("saepipe", "launch", "conf"):
             shutil.copytree(ROOT / name, self.checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-        self.environment = {**self.environment, "PYTHONPATH": str(self.checkout)}
+        # One thread, as the ranks of CLUSTER have: another number sums in another order.
+        self.environment = {**self.environment, "PYTHONPATH": str(self.checkout), "OMP_NUM_THREADS": "1"}
 
     def run(self, module: str, *arguments: str, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
         return self.call(sys.executable, "-m", module, *arguments, timeout=timeout)
