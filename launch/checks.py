@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launch import slurm
+from launch import batch, slurm
 from launch.sweep_folder import Stage, SweepFolder
 from saepipe import entry, grid
 from saepipe.config import RunConfig
@@ -177,7 +177,7 @@ def ask_cluster(sweep: SweepFolder, stages: Sequence[Stage], config: RunConfig) 
     with tempfile.TemporaryDirectory() as folder:
         for stage in stages:
             profile = config.slurm.of(stage.name)
-            if words := slurm.refusal(sweep, stage, profile, Path(folder)):
+            if words := batch.refusal(sweep, stage, profile, Path(folder)):
                 raise UserError(
                     f"the cluster would refuse the stage {stage.name} (slurm.partition={profile.partition}, "
                     f"account={profile.account}, qos={profile.qos}, time_min={profile.time_min}): {words}"

@@ -1,22 +1,12 @@
-"""What is asked of SLURM: batch scripts and submissions (through submitit), states, requeueing, cancelling."""
+"""What is asked of SLURM about jobs that there are: states, requeueing, cancelling."""
 
 import logging
-import math
-import os
 import re
-import shlex
 import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
-from submitit.slurm.slurm import SlurmExecutor
-
-from launch.sweep_folder import Stage, SweepFolder, Task
-from saepipe.cluster import SlurmConfig
 from saepipe.errors import UserError
 
 log = logging.getLogger("saepipe.launch")
@@ -26,186 +16,14 @@ _TRIES, _PAUSE_S = 10, 6.0  # a controller that restarts is away for less than a
 _LARGEST_ARRAY = 1001  # SLURM's default of MaxArraySize
 
 
-class Executor(SlurmExecutor):
-    """submitit's executor, which here can also be made where there is no SLURM, to show what it would submit."""
-
-    @classmethod
-    def affinity(cls) -> int:
-        """Say that it can be had."""
-        return 2
-
-    def _num_tasks(self) -> int:
-        return 1  # `supervise`, whatever it starts; `nodes` may be a range
-
-
 def there() -> bool:
     """Tell whether this machine can submit jobs."""
     return shutil.which("sbatch") is not None
 
 
-def executor(sweep: SweepFolder, stage: Stage, profile: SlurmConfig, dependency: str | None) -> Executor:
-    """Make the executor of a stage's jobs.
-
-    Args:
-        sweep: The submission; its code comes first where the jobs import from.
-        stage: The stage.
-        profile: The cluster's profile, with what differs for the stage.
-        dependency: What its jobs wait for, as sbatch has it.
-    """
-    made = Executor(sweep.logs / stage.name, python=profile.python)
-    gres = f"{profile.gres}:{stage.gpus_per_node}" if profile.gres and stage.gpus_per_node else None
-    nodes: Any = stage.nodes
-    ranks: int | None = stage.ranks_per_node
-    cpus = profile.cpus_per_rank
-    if stage.name == "train" and profile.min_nodes and profile.min_nodes < stage.nodes:
-        nodes = f"{profile.min_nodes}-{stage.nodes}"
-        # A number of tasks per node would have SLURM count the tasks of the fewest nodes, and give no more.
-        ranks, cpus = None, cpus * stage.ranks_per_node
-    more = {"requeue": True, "kill-on-invalid-dep": "yes", **profile.sbatch_args}
-    settings = {
-        "job_name": f"{sweep.run_dir.name}-{stage.name}",
-        "partition": profile.partition,
-        "account": profile.account,
-        "qos": profile.qos,
-        "constraint": profile.constraint,
-        "exclude": profile.exclude,
-        "time": profile.time_min,
-        "signal_delay_s": profile.signal_delay_s,
-        "nodes": nodes,
-        "ntasks_per_node": ranks,
-        "cpus_per_task": cpus,
-        "mem": None if profile.mem_gb is None else f"{profile.mem_gb:g}G",
-        "gres": gres,
-        "mail_user": profile.mail_user,
-        "mail_type": profile.mail_type,
-        "dependency": dependency,
-        "array_parallelism": profile.array_parallelism,
-        "setup": setup(sweep, profile),
-        "stderr_to_stdout": True,
-        "use_srun": False,  # `supervise` starts the ranks, as many as there are nodes for
-        "wckey": None,
-        "additional_parameters": more,
-    }
-    made.update_parameters(**{key: value for key, value in settings.items() if value is not None})
-    return made
-
-
-def frozen_environment(sweep: SweepFolder) -> dict[str, str]:
-    """Return this process' environment with the frozen code first, for a process that is started here."""
-    before = os.environ.get("PYTHONPATH")
-    path = f"{sweep.code}{os.pathsep}{before}" if before else str(sweep.code)
-    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
-
-
-def setup(sweep: SweepFolder, profile: SlurmConfig) -> list[str]:
-    """Word what a job's shell does before Python starts."""
-    path = f"export PYTHONPATH={shlex.quote(str(sweep.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    given = [f"export {name}={shlex.quote(str(value))}" for name, value in profile.environment.items()]
-    # Without it, the folder that the job begins in comes before the frozen code.
-    return [*profile.setup, *given, path, "export PYTHONSAFEPATH=1"]
-
-
-def script(sweep: SweepFolder, stage: Stage, profile: SlurmConfig) -> str:
-    """Write the batch script of a stage, as it would be submitted."""
-    made = executor(sweep, stage, profile, f"afterok:<{stage.after}>" if stage.after else None)
-    if stage.tasks[1:]:
-        made.parameters["map_count"] = len(stage.tasks)
-    return made._make_submission_file_text(made._submitit_command_str, "submission")
-
-
-def refusal(sweep: SweepFolder, stage: Stage, profile: SlurmConfig, folder: Path) -> str | None:
-    """Ask the cluster whether it would take a stage's jobs; nothing is submitted.
-
-    Returns:
-        Its words where it would not.
-    """
-    file = folder / f"{stage.name}.sh"
-    lines = script(sweep, stage, profile).splitlines()
-    file.write_text("\n".join(line for line in lines if "--dependency" not in line and "--array" not in line))
-    done = _call("sbatch", "--test-only", str(file))
-    return None if done.returncode == 0 else _words(done.stderr)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Tasks of a stage that are one array."""
-
-    numbers: range
-    """Which they are."""
-    at_once: int | None
-    """Most of them at a time."""
-    after: int | None = None
-    """Number of the part that has to be over before, since all of them together would be too many at a time."""
-
-
-def parts(count: int, size: int, at_once: int | None) -> list[Part]:
-    """Divide a stage's tasks among arrays that the cluster takes.
-
-    Args:
-        count: How many tasks there are.
-        size: Most tasks of an array.
-        at_once: Most tasks of the stage at a time.
-    """
-    arrays = math.ceil(count / size)
-    ranges = [range(count * at // arrays, count * (at + 1) // arrays) for at in range(arrays)]
-    if at_once is None:
-        return [Part(numbers, None) for numbers in ranges]
-    shares = [max(1, at_once // arrays + (at < at_once % arrays)) for at in range(arrays)]
-    return [Part(numbers, shares[at], at - at_once if at >= at_once else None) for at, numbers in enumerate(ranges)]
-
-
-def submit(sweep: SweepFolder, stage: Stage, profile: SlurmConfig, before: Stage | None) -> None:
-    """Submit a stage's jobs as arrays that the cluster takes, and write their ids into its tasks.
-
-    Args:
-        sweep: The submission.
-        stage: The stage.
-        profile: The cluster's profile, with what differs for the stage.
-        before: The stage that its jobs wait for, submitted.
-
-    Raises:
-        UserError: The cluster does not take them; its words are in the message.
-    """
-    from launch.supervise import supervise
-
-    divided = parts(len(stage.tasks), largest_array(), profile.array_parallelism)
-    for part in divided:
-        waits = [dependency(stage, before, part.numbers)]
-        if part.after is not None:
-            waits.append(f"afterany:{_array_of(stage.tasks[divided[part.after].numbers[0]])}")
-        wanted = replace(profile, array_parallelism=part.at_once)
-        made = executor(sweep, stage, wanted, ",".join(filter(None, waits)) or None)
-        try:
-            with made.batch():
-                jobs = [made.submit(supervise, str(sweep.folder), stage.name, number) for number in part.numbers]
-            for number, job in zip(part.numbers, jobs, strict=True):
-                stage.tasks[number].job_id = job.job_id
-        except Exception as error:  # submitit wraps what sbatch says
-            raise UserError(f"the cluster does not take the stage {stage.name}: {_words(str(error))}") from error
-
-
-def dependency(stage: Stage, before: Stage | None, numbers: range) -> str | None:
-    """Word what jobs of a stage wait for."""
-    if before is None:
-        return None
-    arrays = list(dict.fromkeys(_array_of(task) for task in before.tasks))
-    if stage.each:
-        kind, arrays = "aftercorr", list(dict.fromkeys(_array_of(before.tasks[number]) for number in numbers))
-        if len(before.tasks) == 1:
-            kind = "afterok"
-    else:
-        kind = "afterany" if stage.anyhow else "afterok"
-    return ":".join([kind, *arrays])
-
-
-def _array_of(task: Task) -> str:
-    assert task.job_id is not None
-    return task.job_id.split("_")[0]
-
-
 def largest_array() -> int:
     """Ask how many jobs an array may have."""
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config").stdout)
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config").stdout)
     return int(found[1]) if found else _LARGEST_ARRAY
 
 
@@ -233,12 +51,12 @@ def states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
         return {}
     arrays = ",".join(dict.fromkeys(job_id.split("_")[0] for job_id in wanted))
     found: dict[str, tuple[str, str]] = {}
-    shown = _call("squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}", "--format=%i|%A|%T|%r")
+    shown = call("squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}", "--format=%i|%A|%T|%r")
     for line in shown.stdout.splitlines():
         name, number, word, reason = line.split("|", 3)
         found |= {name: (word, reason), number: (word, reason)}
     if any(job_id not in found for job_id in wanted):
-        shown = _call("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={arrays}", "--format=JobID,State")
+        shown = call("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={arrays}", "--format=JobID,State")
         for line in shown.stdout.splitlines():
             name, word = line.split("|", 1)
             found.setdefault(name, (word.split()[0], ""))
@@ -252,32 +70,37 @@ def requeue(job_id: str) -> None:
         UserError: It would not, however often it was asked.
     """
     for number in range(_TRIES):
-        done = _call("scontrol", "requeue", job_id)
+        done = call("scontrol", "requeue", job_id)
         if done.returncode == 0:
             return
-        log.warning("job %s was not requeued (try %s): %s", job_id, number + 1, _words(done.stderr))
+        log.warning("job %s was not requeued (try %s): %s", job_id, number + 1, words(done.stderr))
         time.sleep(_PAUSE_S)
-    raise UserError(f"job {job_id} cannot be requeued: {_words(done.stderr)}")
+    raise UserError(f"job {job_id} cannot be requeued: {words(done.stderr)}")
 
 
 def cancel(job_ids: Sequence[str]) -> None:
     """Cancel jobs, those that run and those that wait."""
     if job_ids:
-        done = _call("scancel", *dict.fromkeys(job_id.split("_")[0] for job_id in job_ids))
+        done = call("scancel", *dict.fromkeys(job_id.split("_")[0] for job_id in job_ids))
         if done.returncode:
-            raise UserError(f"scancel refused: {_words(done.stderr)}")
+            raise UserError(f"scancel refused: {words(done.stderr)}")
 
 
-def _call(*words: str) -> "subprocess.CompletedProcess[str]":
+def call(*command: str) -> "subprocess.CompletedProcess[str]":
+    """Run one of SLURM's commands.
+
+    Raises:
+        UserError: It did not answer.
+    """
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=_ANSWER_S)
+        return subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_S)
     except FileNotFoundError:
-        return subprocess.CompletedProcess(words, 127, "", f"{words[0]} is not installed")
+        return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed")
     except subprocess.TimeoutExpired:
-        raise UserError(f"the cluster did not answer {words[0]} within {_ANSWER_S} s; try again") from None
+        raise UserError(f"the cluster did not answer {command[0]} within {_ANSWER_S} s; try again") from None
 
 
-def _words(text: str) -> str:
+def words(text: str) -> str:
     """Return what a command of SLURM complains about."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = [re.sub(r"^(sbatch|scontrol|scancel): (error: )?", "", line) for line in lines if "error" in line.lower()]

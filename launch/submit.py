@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import checks, points, slurm, snapshot, stages
+from launch import batch, checks, points, slurm, snapshot, stages
 from launch.checks import PlannedStore
 from launch.status import alive
 from launch.sweep_folder import Stage, SweepFolder
@@ -45,7 +45,7 @@ def submit(overrides: Sequence[str]) -> SweepFolder | None:
     log.info("%s", described(configs, graph, store, root))
     if first.slurm.dry_run:
         for stage in graph if on_cluster else ():
-            log.info("\n# %s\n%s", stage.name, slurm.script(sweep, stage, first.slurm.of(stage.name)))
+            log.info("\n# %s\n%s", stage.name, batch.script(sweep, stage, first.slurm.of(stage.name)))
         log.info("slurm.dry_run=true: nothing was submitted")
         return None
     if on_cluster:
@@ -82,7 +82,7 @@ def _submit_all(sweep: SweepFolder, graph: list[Stage], config: RunConfig) -> No
     done: dict[str, Stage] = {}
     try:
         for stage in graph:
-            slurm.submit(sweep, stage, config.slurm.of(stage.name), done.get(stage.after or ""))
+            batch.submit(sweep, stage, config.slurm.of(stage.name), done.get(stage.after or ""))
             done[stage.name] = stage
             sweep.write(graph)
     except BaseException:
@@ -99,7 +99,7 @@ def _start_here(sweep: SweepFolder) -> None:
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=slurm.frozen_environment(sweep),
+            env=batch.frozen_environment(sweep),
             start_new_session=True,
         )
 
