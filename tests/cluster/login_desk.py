@@ -20,6 +20,8 @@ from launch.status import status
 ROOT = Path(__file__).parents[2]
 FINAL = ("done", "failed", "cancelled")
 PREEMPTIONS = int(os.environ.get("CLUSTER_PREEMPTIONS", "1"))
+FULL = PREEMPTIONS >= 3
+"""Whether there is time for sizes in earnest."""
 
 CLUSTER = ["slurm=example", "slurm.partition=low", "slurm.gres=null", "slurm.time_min=10", "slurm.signal_delay_s=10"]
 CLUSTER += ["slurm.cpus_per_rank=1"]
