@@ -34,7 +34,7 @@ def test_a_run_that_is_preempted_killed_and_robbed_of_a_node_ends_with_the_same_
     keys = [*TINY, f"store.dir={store}", tokens(500 * (3 + PREEMPTIONS)), "train.checkpoint_every_steps=100"]
     alone = desk.run("saepipe.train", *keys, "run.name=whole", "trainer.devices=2")
     assert alone.returncode == 0, alone.stderr
-    desk.submit(*keys, "run.name=parted", "trainer.num_nodes=2")
+    desk.submit(*keys, "run.name=parted", "trainer.num_nodes=2", "logger=wandb", "logger.offline=true")
     for _ in range(PREEMPTIONS):
         desk.wait("runs/parted", training)
         cluster.preempt()
@@ -60,6 +60,9 @@ def test_a_run_that_is_preempted_killed_and_robbed_of_a_node_ends_with_the_same_
     line = of_stage(lines, "train")[0]
     assert (line["state"], line["restarts"]) == ("done", PREEMPTIONS + 2), lines
     assert_same_bits(desk.folder / "runs/whole", run)
+    # A W&B run per start would part its charts; a second rank would write them twice.
+    parts = [path.name.rsplit("-", 1)[1] for path in (run / "wandb").glob("offline-run-*")]
+    assert (len(parts), len(set(parts))) == (PREEMPTIONS + 3, 1), parts
 
 
 def test_a_store_whose_caching_is_preempted_ends_with_the_same_bytes(
