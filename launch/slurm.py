@@ -28,8 +28,9 @@ def largest_array() -> int:
 
 
 def state(job_id: str) -> str:
-    """Ask for the state of a job, such as RUNNING, COMPLETING or CANCELLED; empty where it is forgotten."""
-    return states([job_id]).get(job_id, ("", ""))[0]
+    """Ask for the state of a job, such as RUNNING, TIMEOUT or CANCELLED; empty where it is forgotten."""
+    word, reason = states([job_id]).get(job_id, ("", ""))
+    return "TIMEOUT" if reason == "TimeLimit" else word  # while it is ended, it is called COMPLETING
 
 
 def patient_state(job_id: str) -> str:
