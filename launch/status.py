@@ -14,6 +14,9 @@ from launch.sweep_folder import FINAL, Stage, SweepFolder
 from saepipe import entry
 from saepipe.runs import Run
 
+_FAILED = ("FAILED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY", "COMPLETED", "REVOKED")
+"""What SLURM calls a job that is over; of one that ended well there is an outcome."""
+
 
 @dataclass
 class Line:
@@ -84,14 +87,14 @@ def _of_cluster(
     word, reason = told
     if word == "PENDING":
         return ("requeued" if sweep.starts(stage.name, index) else "waiting"), reason
-    if word in ("RUNNING", "COMPLETING", "CONFIGURING"):
-        return "running", why or word.lower()
     if word.startswith("CANCELLED"):
         never = reason in ("DependencyNeverSatisfied", "Dependency") or not sweep.starts(stage.name, index)
         return "cancelled", f"{stage.after} did not end well" if never and stage.after else "it was cancelled"
     if word in ("REQUEUED", "PREEMPTED", "REQUEUE_HOLD"):
         return "requeued", word.lower()
-    return "failed", _script_words(sweep, stage, index) or f"its job ended as {word}"
+    if word in _FAILED:
+        return "failed", _script_words(sweep, stage, index) or f"its job ended as {word}"
+    return "running", why or word.lower()  # RUNNING and what comes with it: CONFIGURING, SIGNALING, COMPLETING
 
 
 def _script_words(sweep: SweepFolder, stage: Stage, index: int) -> str:

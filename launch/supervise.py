@@ -18,8 +18,10 @@ from saepipe.config import RunConfig
 
 FRUITLESS = 3
 """Starts in a row that came no further, after which a task has failed: one that dies at once would requeue for ever."""
-_OURS = ("RUNNING", "TIMEOUT")
-"""States of a job that nobody else requeues; SLURM itself would end one that did not save before its limit for good."""
+_CANCELLED = ("CANCELLED", "COMPLETING", "DEADLINE")
+"""States of a job that somebody ends for good. One that is over its time limit is told apart, see `slurm.state`."""
+_REQUEUED = ("PENDING", "PREEMPTED", "REQUEUED", "REQUEUE_HOLD", "NODE_FAIL", "BOOT_FAIL")
+"""States of a job that the scheduler requeues itself; in all others (RUNNING, SIGNALING, TIMEOUT) that is done here."""
 _OF_THE_BATCH = ("SLURM_CPUS_PER_TASK", "SLURM_TRES_PER_TASK")
 """What SLURM says of the batch step's one task, which srun would hold against its own arguments."""
 _STOPPED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGKILL)
@@ -57,7 +59,7 @@ def supervise(folder: str, stage: str, index: int) -> str:
     sweep.end(stage, index, outcome)
     if outcome.state == "requeued" and job is None:
         return supervise(folder, stage, index)
-    if outcome.state == "requeued" and job is not None and state in _OURS:  # else the scheduler has done it
+    if outcome.state == "requeued" and job is not None and state not in _REQUEUED:
         slurm.requeue(job)
     if outcome.state in ("failed", "cancelled"):
         raise SystemExit(code if 0 < code < 256 else 1)
@@ -103,12 +105,12 @@ def judge(code: int, state: str, sweep: SweepFolder, stage: str, index: int) -> 
     words = sweep.last_words(stage, index)
     if code == 0:
         return Outcome("done")
-    if state not in _OURS:  # it is cancelled, or requeued by the scheduler itself
-        return Outcome("cancelled" if state in ("COMPLETING", "CANCELLED") else "requeued", f"the job was {state}")
+    if state in (*_CANCELLED, *_REQUEUED):
+        return Outcome("cancelled" if state in _CANCELLED else "requeued", f"the job was {state}")
     number = -code if code < 0 else code - 128
-    if state == "RUNNING" and number not in _STOPPED:
+    if state != "TIMEOUT" and number not in _STOPPED:
         return Outcome("failed", words or f"exit code {code}")
-    name = signal.Signals(number).name if state == "RUNNING" else "its time limit"
+    name = "its time limit" if state == "TIMEOUT" else signal.Signals(number).name
     starts = sweep.starts(stage, index)
     marks = [start["progress"] for start in starts[-FRUITLESS:]] + [progress(sweep.config(stage, index), stage)]
     if len(marks) > FRUITLESS and len(set(map(str, marks))) == 1:

@@ -38,7 +38,8 @@ class SlurmConfig(Group, group="slurm"):
     time_min: int = key(240, least=1)
     """Time limit of a job in minutes. A stage that needs longer goes on in another job, as often as it takes."""
     signal_delay_s: int = key(120, least=1)
-    """Seconds before the time limit, and before a preemption where the cluster tells of it, to save and requeue in."""
+    """Seconds before the time limit, and before a preemption where the cluster tells of it, to save and requeue in.
+    SLURM looks at the limits every 30 s, so it may be as much more."""
     cache_jobs: int = key(1, least=1)
     """Jobs that cache one store together, each on a node."""
     array_parallelism: int | None = key(None, least=1)

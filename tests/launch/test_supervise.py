@@ -37,6 +37,7 @@ def judged(sweep: SweepFolder, code: int, state: str = "RUNNING") -> Outcome:
         (143, "COMPLETING", "cancelled"),
         (143, "CANCELLED", "cancelled"),
         (143, "PREEMPTED", "requeued"),  # the scheduler does it
+        (140, "SIGNALING", "requeued"),  # as a job is called while it is told
         (143, "TIMEOUT", "requeued"),  # it did not save in time, and goes on from where it last did
         (1, "TIMEOUT", "requeued"),
         (2, "RUNNING", "failed"),
