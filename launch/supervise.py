@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from saepipe import grid
 from saepipe.config import RunConfig
 
 FRUITLESS = 3
-"""Starts in a row that came no further, after which a task has failed: one that dies at once would requeue for ever."""
+"""Starts in a row that came no further, after which a task has failed: one that dies at once would requeue for ever.
+Those that a preemption cut short do not count: it may come at any time."""
 _CANCELLED = ("CANCELLED", "COMPLETING", "DEADLINE")
 """States of a job that somebody ends for good. One that is over its time limit is told apart, see `slurm.state`."""
 _REQUEUED = ("PENDING", "PREEMPTED", "REQUEUED", "REQUEUE_HOLD", "NODE_FAIL", "BOOT_FAIL")
 """States of a job that the scheduler requeues itself; in all others (RUNNING, SIGNALING, TIMEOUT) that is done here."""
+_LOOKED_AT_S = 60
+"""How much earlier than asked for a signal may come, since SLURM looks at the limits every 30 s."""
 _OF_THE_BATCH = ("SLURM_CPUS_PER_TASK", "SLURM_TRES_PER_TASK")
 """What SLURM says of the batch step's one task, which srun would hold against its own arguments."""
 _STOPPED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGKILL)
@@ -45,7 +49,9 @@ def supervise(folder: str, stage: str, index: int) -> str:
     config = sweep.config(stage, index)
     job = os.environ.get("SLURM_JOB_ID")
     here = os.environ.get("SLURM_JOB_NODELIST") or os.uname().nodename
-    sweep.begin(stage, index, job=job, nodes=here, pid=os.getpid(), progress=progress(config, stage))
+    marks = progress(config, stage)
+    number = tries(sweep, stage, index, marks)
+    sweep.begin(stage, index, job=job, nodes=here, pid=os.getpid(), progress=marks, tries=number)
     profile = config.slurm.of(stage)
     environment = {**os.environ, **{name: str(value) for name, value in profile.environment.items()}}
     for name in _OF_THE_BATCH:
@@ -106,21 +112,30 @@ def judge(code: int, state: str, sweep: SweepFolder, stage: str, index: int) -> 
     if code == 0:
         return Outcome("done")
     if state in (*_CANCELLED, *_REQUEUED):
-        return Outcome("cancelled" if state in _CANCELLED else "requeued", f"the job was {state}")
+        return Outcome("cancelled" if state in _CANCELLED else "requeued", f"the job was {state}", interrupted=True)
     number = -code if code < 0 else code - 128
     if state != "TIMEOUT" and number not in _STOPPED:
         return Outcome("failed", words or f"exit code {code}")
     name = "its time limit" if state == "TIMEOUT" else signal.Signals(number).name
-    starts = sweep.starts(stage, index)
-    marks = [start["progress"] for start in starts[-FRUITLESS:]] + [progress(sweep.config(stage, index), stage)]
-    if len(marks) > FRUITLESS and len(set(map(str, marks))) == 1:
-        limit = sweep.config(stage, index).slurm.of(stage).time_min
+    start, config = sweep.starts(stage, index)[-1], sweep.config(stage, index)
+    profile = config.slurm.of(stage)
+    limit_s = 60 * profile.time_min - profile.signal_delay_s
+    early = time.time() - start["time"] < limit_s - _LOOKED_AT_S and state != "TIMEOUT" and number != signal.SIGKILL
+    if not early and start["tries"] >= FRUITLESS and start["progress"] == progress(config, stage):
         return Outcome(
             "failed",
             f"ended by {name} {FRUITLESS} times in a row without a step forward; where that was the time limit, raise "
-            f"slurm.time_min={limit}; {words}",
+            f"slurm.time_min={profile.time_min}; {words}",
         )
-    return Outcome("requeued", f"ended by {name}")
+    return Outcome("requeued", f"ended by {name}", interrupted=early)
+
+
+def tries(sweep: SweepFolder, stage: str, index: int, marks: list[int]) -> int:
+    """Count the starts in a row, with the one to come, that came no further than some progress."""
+    starts, end = sweep.starts(stage, index), sweep.outcome(stage, index)
+    if not starts or starts[-1]["progress"] != marks:
+        return 1
+    return int(starts[-1]["tries"]) + (end is None or not end.interrupted)
 
 
 def progress(config: RunConfig, stage: str) -> list[int]:

@@ -62,6 +62,8 @@ class Outcome:
     """done, failed, cancelled or requeued."""
     why: str = ""
     """The cause, where it is not done."""
+    interrupted: bool = False
+    """Whether others ended it before its time was up, which says nothing about itself."""
     time: float = field(default_factory=time.time)
     """When, in seconds since 1970."""
 

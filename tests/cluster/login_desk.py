@@ -99,9 +99,9 @@ def of_stage(lines: Lines, stage: str) -> Lines:
 
 
 def training(lines: Lines) -> bool:
-    """Whether the first point is in its steps."""
+    """Whether the first point is in its steps, as its bar tells."""
     line = of_stage(lines, "train")[0]
-    return line["state"] == "running" and line["last"].startswith(("training", "train:"))
+    return line["state"] == "running" and line["last"].startswith("train:") and " 0%" not in line["last"]
 
 
 def tokens(steps: int) -> str:

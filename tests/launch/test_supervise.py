@@ -1,6 +1,7 @@
 """What the end of a job's processes means, and how they are started."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from launch import supervise
 from launch.sweep_folder import Outcome, Stage, SweepFolder, Task
 from saepipe import entry
+
+PROFILE_MIN = 240
 
 
 @pytest.fixture
@@ -19,6 +22,10 @@ def sweep(tmp_path: Path) -> SweepFolder:
     entry.save_config(config, made.config_file("cache", 0))
     made.write([Stage("cache", [Task("store", "x")]), Stage("train", [Task("x", str(tmp_path / "runs" / "x"))])])
     return made
+
+
+def begin(sweep: SweepFolder, marks: list[int]) -> None:
+    sweep.begin("train", 0, progress=marks, tries=supervise.tries(sweep, "train", 0, marks))
 
 
 def judged(sweep: SweepFolder, code: int, state: str = "RUNNING") -> Outcome:
@@ -46,27 +53,38 @@ def judged(sweep: SweepFolder, code: int, state: str = "RUNNING") -> Outcome:
     ],
 )
 def test_only_what_was_stopped_is_requeued(sweep: SweepFolder, code: int, state: str, expected: str) -> None:
-    sweep.begin("train", 0, progress=[0])
+    begin(sweep, [0])
     assert judged(sweep, code, state).state == expected
 
 
-def test_a_task_that_comes_no_further_is_given_up(sweep: SweepFolder) -> None:
+def test_a_task_that_comes_no_further_is_given_up(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = sweep.run_dir / "checkpoints"
     folder.mkdir(parents=True)
     for start in range(supervise.FRUITLESS + 2):
         (folder / f"step-{start + 1:09d}.ckpt").touch()
-        sweep.begin("train", 0, progress=[start])
-        assert judged(sweep, 137).state == "requeued"  # each start came further
-    states = []
-    for _ in range(supervise.FRUITLESS):
-        sweep.begin("train", 0, progress=[supervise.FRUITLESS + 2])
-        states.append(judged(sweep, 137).state)
-    assert states == ["requeued"] * (supervise.FRUITLESS - 1) + ["failed"]
-    assert "3 times in a row without a step forward" in judged(sweep, 137).why
+        begin(sweep, [start])
+        end = judged(sweep, 137)
+        assert end.state == "requeued"  # each start came further
+        sweep.end("train", 0, end)
+    ends, now = [], time.time
+    # A preemption in its first seconds says nothing of the task; a kill does, and its time limit (USR2, late).
+    for code, late in ((137, False), (140, False), (143, False), (140, True), (140, False), (137, False)):
+        begin(sweep, [supervise.FRUITLESS + 2])
+        if late:
+            monkeypatch.setattr(time, "time", lambda: now() + 60 * PROFILE_MIN - 150)
+        ends.append(judged(sweep, code))
+        monkeypatch.undo()
+        sweep.end("train", 0, ends[-1])
+    assert [end.interrupted for end in ends] == [False, True, True, False, True, False]
+    assert [end.state for end in ends] == ["requeued"] * 5 + ["failed"]
+    assert (
+        f"3 times in a row without a step forward; where that was the time limit, raise slurm.time_min={PROFILE_MIN}"
+        in (ends[-1].why)
+    )
 
 
 def test_a_failure_is_told_in_the_tasks_own_words(sweep: SweepFolder) -> None:
-    sweep.begin("train", 0, progress=[0])
+    begin(sweep, [0])
     sweep.log_file("train", 0).write_text(
         "reading\ntrain: 0%\rtrain: 3%\nsaepipe: sae.k=0 is out of range\nsrun: error: node p1: task 0: Exited\n"
     )
