@@ -41,7 +41,8 @@ def executor(sweep: SweepFolder, stage: Stage, profile: SlurmConfig, dependency:
     gres = f"{profile.gres}:{stage.gpus_per_node}" if profile.gres and stage.gpus_per_node else None
     nodes: Any = stage.nodes
     ranks: int | None = stage.ranks_per_node
-    cpus = profile.cpus_per_rank
+    cpus = profile.cpus_per_rank * stage.workers
+    mem_gb = (profile.mem_gb or 0) * stage.workers * stage.ranks_per_node
     if stage.name == "train" and profile.min_nodes and profile.min_nodes < stage.nodes:
         nodes = f"{profile.min_nodes}-{stage.nodes}"
         # A number of tasks per node would have SLURM count the tasks of the fewest nodes, and give no more.
@@ -59,7 +60,7 @@ def executor(sweep: SweepFolder, stage: Stage, profile: SlurmConfig, dependency:
         "nodes": nodes,
         "ntasks_per_node": ranks,
         "cpus_per_task": cpus,
-        "mem": None if profile.mem_gb is None else f"{profile.mem_gb:g}G",
+        "mem": f"{mem_gb:g}G" if mem_gb else None,
         "gres": gres,
         "mail_user": profile.mail_user,
         "mail_type": profile.mail_type,
@@ -87,12 +88,13 @@ def setup(sweep: SweepFolder, profile: SlurmConfig) -> list[str]:
     path = f"export PYTHONPATH={shlex.quote(str(sweep.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
     given = [f"export {name}={shlex.quote(str(value))}" for name, value in profile.environment.items()]
     # Without it, the folder that the job begins in comes before the frozen code.
-    return [*profile.setup, *given, path, "export PYTHONSAFEPATH=1"]
+    own = ["set -e", *profile.setup, "set +e"] if profile.setup else []  # a module that is not there ends the job
+    return [*own, *given, path, "export PYTHONSAFEPATH=1"]
 
 
-def script(sweep: SweepFolder, stage: Stage, profile: SlurmConfig) -> str:
-    """Write the batch script of a stage, as it would be submitted."""
-    made = executor(sweep, stage, profile, f"afterok:<{stage.after}>" if stage.after else None)
+def script(sweep: SweepFolder, stage: Stage, profile: SlurmConfig, before: Stage | None) -> str:
+    """Write the batch script of a stage, as it would be submitted; what it waits for has no number yet."""
+    made = executor(sweep, stage, profile, f"{_kind(stage, before)}:<{before.name}>" if before else None)
     if stage.tasks[1:]:
         made.parameters["map_count"] = len(stage.tasks)
     return made._make_submission_file_text(made._submitit_command_str, "submission")
@@ -105,8 +107,8 @@ def refusal(sweep: SweepFolder, stage: Stage, profile: SlurmConfig, folder: Path
         Its words where it would not.
     """
     file = folder / f"{stage.name}.sh"
-    lines = script(sweep, stage, profile).splitlines()
-    file.write_text("\n".join(line for line in lines if "--dependency" not in line and "--array" not in line))
+    lines = script(sweep, stage, profile, None).splitlines()
+    file.write_text("\n".join(line for line in lines if "--array" not in line))
     done = slurm.call("sbatch", "--test-only", str(file))
     return None if done.returncode == 0 else slurm.words(done.stderr)
 
@@ -164,21 +166,31 @@ def submit(sweep: SweepFolder, stage: Stage, profile: SlurmConfig, before: Stage
             for number, job in zip(part.numbers, jobs, strict=True):
                 stage.tasks[number].job_id = job.job_id
         except Exception as error:  # submitit wraps what sbatch says
-            raise UserError(f"the cluster does not take the stage {stage.name}: {slurm.words(str(error))}") from error
+            raise UserError(
+                f"the cluster does not take the stage {asked(stage, profile)}: {slurm.words(str(error))}"
+            ) from error
+
+
+def asked(stage: Stage, profile: SlurmConfig) -> str:
+    """Name a stage and what its jobs ask for, by the keys that decide it."""
+    names = ("partition", "account", "qos", "constraint", "gres", "cpus_per_rank", "mem_gb", "time_min")
+    keys = [f"slurm.{name}={value}" for name in names if (value := getattr(profile, name)) is not None]
+    return f"{stage.name} ({stage.ranks_per_node} ranks on each of {stage.nodes} nodes, {', '.join(keys)})"
 
 
 def dependency(stage: Stage, before: Stage | None, numbers: range) -> str | None:
     """Word what jobs of a stage wait for."""
     if before is None:
         return None
-    arrays = list(dict.fromkeys(_array_of(task) for task in before.tasks))
-    if stage.each:
-        kind, arrays = "aftercorr", list(dict.fromkeys(_array_of(before.tasks[number]) for number in numbers))
-        if len(before.tasks) == 1:
-            kind = "afterok"
-    else:
-        kind = "afterany" if stage.anyhow else "afterok"
-    return ":".join([kind, *arrays])
+    tasks = [before.tasks[number] for number in numbers] if stage.each else before.tasks
+    return ":".join([_kind(stage, before), *dict.fromkeys(map(_array_of, tasks))])
+
+
+def _kind(stage: Stage, before: Stage) -> str:
+    """How a stage waits, as sbatch has it: a job of an array can wait for that of the same number."""
+    if stage.each and before.tasks[1:]:
+        return "aftercorr"
+    return "afterany" if stage.anyhow else "afterok"
 
 
 def _array_of(task: Task) -> str:

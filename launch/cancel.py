@@ -1,4 +1,7 @@
-"""Stop a submitted sweep for good: `python -m launch.cancel RUNS`. What is done stays; submitting again goes on."""
+"""Stop a submitted sweep for good: `python -m launch.cancel RUNS`. What is done stays; submitting again goes on.
+
+`python -m launch.cancel RUNS TASK` stops one point, or stage, and with it what waits for that.
+"""
 
 import argparse
 import logging
@@ -8,21 +11,34 @@ from launch import local, slurm
 from launch.status import status
 from launch.sweep_folder import FINAL, Outcome, SweepFolder
 from saepipe import entry
+from saepipe.errors import UserError, unknown
 
 log = logging.getLogger("saepipe.launch")
 
 
-def cancel(run_dir: str | Path) -> int:
+def cancel(run_dir: str | Path, wanted: str | None = None) -> int:
     """Cancel every task of the last submission that is not over.
 
     Args:
         run_dir: The sweep's folder.
+        wanted: Only a task (a point's name, or stage-number such as train-0) or stage; what waits for it ends as well.
 
     Returns:
         How many there were.
+
+    Raises:
+        UserError: There is no such task, or it cannot be stopped alone.
     """
     sweep = SweepFolder.newest(run_dir)
-    left = [line for line in status(run_dir) if line.state not in FINAL]
+    if not (found := sweep.find(wanted)):
+        raise unknown("task", wanted, sweep.names())
+    if wanted is not None and sweep.about["executor"] == "local":
+        raise UserError(
+            f"{wanted} cannot be cancelled alone on this machine, where one process runs all; leave it out, and submit "
+            "what is to go on again"
+        )
+    jobs = {sweep.stage(stage).tasks[index].job_id for stage, index in found}
+    left = [line for line in status(run_dir) if line.state not in FINAL and line.job in {job or "" for job in jobs}]
     if sweep.about["executor"] == "slurm":
         slurm.cancel([line.job for line in left])
         for stage in sweep.stages:
@@ -39,10 +55,11 @@ def main() -> None:
     """Cancel a sweep named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m launch.cancel", description=__doc__)
     parser.add_argument("runs", help="the sweep's folder (run.dir)")
+    parser.add_argument("task", nargs="?", help="a point's name, a stage, or one of its tasks such as train-0")
     given = parser.parse_args()
     entry.prepare_process()
     with entry.polite_end():
-        cancel(given.runs)
+        cancel(given.runs, given.task)
 
 
 if __name__ == "__main__":

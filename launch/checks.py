@@ -19,6 +19,8 @@ log = logging.getLogger("saepipe.launch")
 ONE_OF_ALL = ("model", "data", "store", "cache", "trainer", "slurm")
 """Groups that every point of a sweep must share: it has one store, and jobs of one size."""
 
+_PERHAPS = "node configuration is not available"
+
 
 @dataclass
 class PlannedStore:
@@ -164,12 +166,14 @@ def _check_cluster(config: RunConfig) -> None:
 
 
 def ask_cluster(sweep: SweepFolder, stages: Sequence[Stage], config: RunConfig) -> None:
-    """Have the cluster look at the jobs: partition, account, limits.
+    """Have the cluster look at the jobs: partition, account, limits; of a dry run, what it says is a warning.
 
     Raises:
         UserError: It would refuse them; its words are in the message.
     """
     if not slurm.there():
+        if config.slurm.dry_run:
+            return
         raise UserError(
             "slurm.executor=slurm needs sbatch, which this machine has not; submit from a login node, or look at the "
             "plan with slurm.dry_run=true"
@@ -178,7 +182,8 @@ def ask_cluster(sweep: SweepFolder, stages: Sequence[Stage], config: RunConfig) 
         for stage in stages:
             profile = config.slurm.of(stage.name)
             if words := batch.refusal(sweep, stage, profile, Path(folder)):
-                raise UserError(
-                    f"the cluster would refuse the stage {stage.name} (slurm.partition={profile.partition}, "
-                    f"account={profile.account}, qos={profile.qos}, time_min={profile.time_min}): {words}"
-                )
+                told = f"the cluster would refuse the stage {batch.asked(stage, profile)}: {words}"
+                # Said of nodes that are drained, too, for which a job may wait: submitting will tell.
+                if not (config.slurm.dry_run or _PERHAPS in words):
+                    raise UserError(told)
+                log.warning("%s", told)

@@ -17,19 +17,17 @@ def find(run_dir: str | Path, wanted: str | None) -> list[Path]:
         run_dir: The sweep's folder.
         wanted: Only of this task (a point's name, or stage-number such as train-0) or stage; None is all.
 
+    Returns:
+        Of each task what its batch script printed, on a cluster, and its own log, which may not be there yet.
+
     Raises:
         UserError: There is no such task; the close matches are named.
     """
-    sweep = SweepFolder.newest(run_dir)
-    tasks = {
-        f"{stage.name}-{index}": (stage.name, task.title, sweep.log_file(stage.name, index))
-        for stage in sweep.stages
-        for index, task in enumerate(stage.tasks)
-    }
-    found = [path for name, (stage, title, path) in tasks.items() if wanted in (None, name, stage, title)]
-    if not found:
-        raise unknown("task", wanted, dict.fromkeys([*tasks, *(title for _, title, _ in tasks.values())]))
-    return [path for path in found if path.exists()]
+    sweeps = SweepFolder.all(run_dir)
+    for sweep in sweeps:  # what an earlier submission did is not in the last one
+        if found := sweep.find(wanted):
+            return [path for task in found for path in (*sweep.script_logs(*task), sweep.log_file(*task))]
+    raise unknown("task", wanted, sweeps[0].names())
 
 
 def main() -> None:
@@ -43,10 +41,11 @@ def main() -> None:
     with entry.polite_end():
         paths = find(given.runs, given.task)
         for path in paths:
-            sys.stdout.write(f"==> {path}\n{path.read_text(errors='replace')}\n")
+            text = path.read_text(errors="replace") if path.exists() else "nothing yet: it has not begun"
+            sys.stdout.write(f"==> {path}\n{text}\n")
         sys.stdout.flush()
-        if given.follow and paths:
-            subprocess.run(["tail", "--lines=0", "--follow=name", *map(str, paths)], check=False)
+        if given.follow:
+            subprocess.run(["tail", "--lines=0", "--follow=name", "--retry", *map(str, paths)], check=False)
 
 
 if __name__ == "__main__":

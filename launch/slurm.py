@@ -82,7 +82,7 @@ def requeue(job_id: str) -> None:
 def cancel(job_ids: Sequence[str]) -> None:
     """Cancel jobs, those that run and those that wait."""
     if job_ids:
-        done = call("scancel", *dict.fromkeys(job_id.split("_")[0] for job_id in job_ids))
+        done = call("scancel", *job_ids)
         if done.returncode:
             raise UserError(f"scancel refused: {words(done.stderr)}")
 

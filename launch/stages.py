@@ -33,7 +33,7 @@ def of(
         found.append((Stage("tokenise", [Task(store, str(root))]), [tokens]))
         titles = [f"{store} ({number + 1} of {jobs})" if jobs > 1 else store for number in range(jobs)]
         tasks = [Task(title, str(root)) for title in titles]
-        found.append((Stage("cache", tasks, gpus_per_node=gpus), [first] * jobs))
+        found.append((Stage("cache", tasks, workers=first.cache.workers, gpus_per_node=gpus), [first] * jobs))
     waiting = [config for config in configs if any(not Run(point.run.dir).is_over for point in grid.points(config))]
     if waiting:
         trainer, fused = first.trainer, bool(waiting[0].grid)

@@ -12,6 +12,7 @@ from pathlib import Path
 from launch import local, slurm
 from launch.sweep_folder import FINAL, Stage, SweepFolder
 from saepipe import entry
+from saepipe.cluster import STAGES
 from saepipe.runs import Run
 
 _FAILED = ("FAILED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY", "COMPLETED", "REVOKED")
@@ -39,7 +40,7 @@ class Line:
 
 
 def status(run_dir: str | Path) -> list[Line]:
-    """Look at every task of the last submission.
+    """Look at every task of the last submission, and at what earlier ones did that it had not to do again.
 
     Args:
         run_dir: The sweep's folder.
@@ -47,18 +48,27 @@ def status(run_dir: str | Path) -> list[Line]:
     Raises:
         UserError: Nothing was submitted from there, or the cluster does not answer.
     """
-    sweep = SweepFolder.newest(run_dir)
-    stages = sweep.stages
-    on_cluster = sweep.about["executor"] == "slurm"
+    newest, *earlier = SweepFolder.all(run_dir)
+    stages = newest.stages
+    on_cluster = newest.about["executor"] == "slurm"
     ids = [task.job_id for stage in stages for task in stage.tasks if task.job_id]
     known = slurm.states(ids) if on_cluster else {}
-    return [_line(sweep, stage, index, known) for stage in stages for index, _ in enumerate(stage.tasks)]
+    lines = _lines(newest, known)
+    for sweep in earlier:
+        there = {(line.stage, line.title) for line in lines}
+        done = [line for line in _lines(sweep, {}) if line.state == "done"]
+        lines = [line for line in done if (line.stage, line.title) not in there] + lines
+    return sorted(lines, key=lambda line: STAGES.index(line.stage))
 
 
 def alive(sweep: SweepFolder) -> int:
     """Count the tasks of a submission that may still do something."""
     lines = status(sweep.run_dir)
     return sum(line.state not in FINAL for line in lines)
+
+
+def _lines(sweep: SweepFolder, known: dict[str, tuple[str, str]]) -> list[Line]:
+    return [_line(sweep, stage, index, known) for stage in sweep.stages for index, _ in enumerate(stage.tasks)]
 
 
 def _line(sweep: SweepFolder, stage: Stage, index: int, known: dict[str, tuple[str, str]]) -> Line:
@@ -86,7 +96,8 @@ def _of_cluster(
         return "failed", "the scheduler has forgotten its job, which left no word"
     word, reason = told
     if word == "PENDING":
-        return ("requeued" if sweep.starts(stage.name, index) else "waiting"), reason
+        again = sweep.starts(stage.name, index)
+        return ("requeued" if again else "waiting"), f"for {stage.after}" if reason == "Dependency" else reason
     if word.startswith("CANCELLED"):
         never = reason in ("DependencyNeverSatisfied", "Dependency") or not sweep.starts(stage.name, index)
         return "cancelled", f"{stage.after} did not end well" if never and stage.after else "it was cancelled"
@@ -99,8 +110,7 @@ def _of_cluster(
 
 def _script_words(sweep: SweepFolder, stage: Stage, index: int) -> str:
     """Return the last line of a job's own log: what its shell or Python said before the task began."""
-    name = stage.tasks[index].job_id
-    for path in (sweep.logs / stage.name).glob(f"{name}_*_log.out"):
+    for path in sweep.script_logs(stage.name, index):
         lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
         if lines:
             return lines[-1]
@@ -170,7 +180,11 @@ def main() -> None:
     """Show the state of a sweep."""
     parser = argparse.ArgumentParser(prog="python -m launch.status", description=__doc__)
     parser.add_argument("runs", help="the sweep's folder (run.dir)")
-    parser.add_argument("--watch", action="store_true", help="again every 10 seconds, until nothing moves any more")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="again every 10 seconds, until nothing moves any more; the exit code is 1 if not all is done",
+    )
     parser.add_argument("--json", action="store_true", help="a JSON list, for programs")
     given = parser.parse_args()
     entry.prepare_process()
@@ -179,8 +193,10 @@ def main() -> None:
             lines = status(given.runs)
             text = json.dumps([vars(line) for line in lines], indent=1) if given.json else table(lines)
             sys.stdout.write(text + "\n")
-            if not given.watch or all(line.state in FINAL for line in lines):
+            if not given.watch:
                 return
+            if all(line.state in FINAL for line in lines):
+                sys.exit(int(any(line.state != "done" for line in lines)))
             sys.stdout.flush()
             time.sleep(10)
 

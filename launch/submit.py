@@ -43,13 +43,15 @@ def submit(overrides: Sequence[str]) -> SweepFolder | None:
     sweep = SweepFolder.next(root)
     on_cluster = first.slurm.executor == "slurm"
     log.info("%s", described(configs, graph, store, root))
-    if first.slurm.dry_run:
-        for stage in graph if on_cluster else ():
-            log.info("\n# %s\n%s", stage.name, batch.script(sweep, stage, first.slurm.of(stage.name)))
-        log.info("slurm.dry_run=true: nothing was submitted")
-        return None
     if on_cluster:
         checks.ask_cluster(sweep, graph, first)
+    if first.slurm.dry_run:
+        before: dict[str | None, Stage] = {stage.name: stage for stage in graph}
+        for stage in graph if on_cluster else ():
+            text = batch.script(sweep, stage, first.slurm.of(stage.name), before.get(stage.after))
+            log.info("\n# %s\n%s", stage.name, text)
+        log.info("slurm.dry_run=true: nothing was submitted")
+        return None
     with hold(root / "launch", key="run.dir"):
         _refuse_alive(root)
         snapshot.take(sweep.code, sweep.lock)

@@ -112,7 +112,9 @@ def judge(code: int, state: str, sweep: SweepFolder, stage: str, index: int) -> 
     if code == 0:
         return Outcome("done")
     if state in (*_CANCELLED, *_REQUEUED):
-        return Outcome("cancelled" if state in _CANCELLED else "requeued", f"the job was {state}", interrupted=True)
+        if state in _CANCELLED:
+            return Outcome("cancelled", "its job was cancelled")
+        return Outcome("requeued", f"the job was {state}", interrupted=True)
     number = -code if code < 0 else code - 128
     if state != "TIMEOUT" and number not in _STOPPED:
         return Outcome("failed", words or f"exit code {code}")

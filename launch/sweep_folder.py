@@ -52,6 +52,8 @@ class Stage:
     """Whether a task only waits for the task of the same number."""
     anyhow: bool = False
     """Whether it also begins where the stage before it failed."""
+    workers: int = 1
+    """Processes of each rank."""
 
 
 @dataclass
@@ -93,6 +95,15 @@ class SweepFolder:
         if not found:
             raise UserError(f"{run_dir} holds no submitted sweep; python -m launch.submit makes one")
         return found[-1]
+
+    @classmethod
+    def all(cls, run_dir: str | Path) -> list["SweepFolder"]:
+        """Find every submission of a sweep, the last one first.
+
+        Raises:
+            UserError: Nothing was submitted from there.
+        """
+        return [*cls._all(Path(run_dir))[:-1], cls.newest(run_dir)][::-1]
 
     @classmethod
     def next(cls, run_dir: str | Path) -> "SweepFolder":
@@ -152,6 +163,25 @@ class SweepFolder:
     def log_file(self, stage: str, index: int) -> Path:
         """What a task printed, over all of its starts."""
         return self.task_folder(stage, index) / "log.txt"
+
+    def find(self, wanted: str | None) -> list[tuple[str, int]]:
+        """Find tasks: all, or those of a name (a point's, a stage's, or one such as train-0); none may fit."""
+        return [
+            (stage.name, index)
+            for stage in self.stages
+            for index, task in enumerate(stage.tasks)
+            if wanted in (None, stage.name, task.title, f"{stage.name}-{index}")
+        ]
+
+    def names(self) -> list[str]:
+        """What `find` knows tasks by."""
+        tasks = [(stage.name, at, task.title) for stage in self.stages for at, task in enumerate(stage.tasks)]
+        return [*dict.fromkeys(title for _, _, title in tasks), *(f"{stage}-{at}" for stage, at, _ in tasks)]
+
+    def script_logs(self, stage: str, index: int) -> list[Path]:
+        """What a task's batch script printed before the task began: modules, and why Python did not start."""
+        job = self.stage(stage).tasks[index].job_id
+        return sorted((self.logs / stage).glob(f"{job}_*_log.out")) if job else []
 
     def outcome(self, stage: str, index: int) -> Outcome | None:
         """Read what became of a task when it last ended; None: it has not begun, or is at it."""

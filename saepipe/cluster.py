@@ -30,11 +30,12 @@ class SlurmConfig(Group, group="slurm"):
     exclude: str | None = None
     """Nodes to keep away from."""
     gres: str | None = None
-    """Generic resource of one GPU, such as `gpu` or `gpu:a100`; each node is asked for one per rank. None: no GPUs."""
+    """Generic resource of one GPU, such as `gpu` or `gpu:a100`, without a number: a node is asked for one per rank, so
+    eight of them are trainer.devices=8 (caching: cache.workers=8). None: no GPUs."""
     cpus_per_rank: int = key(1, least=1)
-    """CPU cores of a rank."""
+    """CPU cores of a rank, or of one of cache.workers."""
     mem_gb: float | None = key(None, above=0)
-    """Memory of a node in GB; None is the cluster's default."""
+    """Memory of a rank, or of one of cache.workers, in GB; None is the cluster's default."""
     time_min: int = key(240, least=1)
     """Time limit of a job in minutes. A stage that needs longer goes on in another job, as often as it takes."""
     signal_delay_s: int = key(120, least=1)
@@ -47,7 +48,8 @@ class SlurmConfig(Group, group="slurm"):
     min_nodes: int | None = key(None, least=1)
     """Fewest nodes to train on where trainer.num_nodes cannot be had; None is exactly as many."""
     setup: list[str] = field(default_factory=list)
-    """Lines of shell before everything else in a cluster's job: modules, an environment, a proxy."""
+    """Lines of shell before everything else in a cluster's job: modules, an environment, a proxy. One that fails ends
+    the job."""
     environment: dict[str, Any] = field(default_factory=dict)
     """Environment variables of the jobs."""
     python: str | None = key(None, filled="name a command, or leave it out")

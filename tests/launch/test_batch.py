@@ -32,19 +32,20 @@ def sweep(tmp_path: Path) -> SweepFolder:
 
 
 def lines_of(sweep: SweepFolder, stage: Stage, profile: SlurmConfig = PROFILE) -> set[str]:
-    return set(batch.script(sweep, stage, profile.of(stage.name)).splitlines())
+    before = Stage("cache", [Task("x", "x")]) if stage.after else None
+    return set(batch.script(sweep, stage, profile.of(stage.name), before).splitlines())
 
 
 def test_a_script_asks_for_what_the_profile_and_the_stage_say(sweep: SweepFolder) -> None:
     stage = Stage("train", [Task("a", "a"), Task("b", "b"), Task("c", "c")], 2, 4, 4, after="cache")
     found = lines_of(sweep, stage)
-    options = "partition=gpu account=lab gres=gpu:a100:4 nodes=2 ntasks-per-node=4 cpus-per-task=8 mem=1.5G time=90 "
+    options = "partition=gpu account=lab gres=gpu:a100:4 nodes=2 ntasks-per-node=4 cpus-per-task=8 mem=6G time=90 "
     options += "signal=USR2@60 array=0-2%2 job-name=x-train reservation=mine kill-on-invalid-dep=yes open-mode=append "
     options += "dependency='afterok:<cache>'"
     for option in options.split():
         assert f"#SBATCH --{option}" in found
     assert "#SBATCH --requeue" in found
-    text = batch.script(sweep, stage, PROFILE)
+    text = batch.script(sweep, stage, PROFILE, None)
     parts = ("module load cuda", "NCCL_DEBUG='it'\"'\"'s'", "PYTHONPATH=", "submitit.core")
     order = [text.index(part) for part in parts]
     assert order == sorted(order)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import status
+from launch import cancel, logs, status
 from launch.sweep_folder import Outcome, Stage, SweepFolder, Task
 from saepipe import entry
 from saepipe.errors import UserError
@@ -35,7 +35,7 @@ def test_a_job_is_what_the_scheduler_says_until_it_left_a_word(
     assert told(sweep, monkeypatch, **states) == [
         ("waiting", "Resources"),
         ("running", "on p[1-2]"),
-        ("waiting", "Dependency"),
+        ("waiting", "for train"),
     ]
     sweep.end("train", 1, Outcome("requeued", "ended by SIGUSR2"))
     assert told(sweep, monkeypatch, **states)[1] == ("requeued", "ended by SIGUSR2")
@@ -78,3 +78,47 @@ def test_a_run_shows_its_step_pace_and_time_left(sweep: SweepFolder, monkeypatch
 def test_a_folder_without_a_submission_says_how_one_is_made(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no submitted sweep; python -m launch\.submit"):
         status.status(tmp_path)
+
+
+def test_what_an_earlier_submission_did_is_told_as_well(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.slurm.states", lambda _: {"9": ("PENDING", "Resources")})
+    sweep.begin("train", 0, nodes="p1", progress=[0])
+    sweep.end("train", 0, Outcome("done"))
+    sweep.end("train", 1, Outcome("failed", "sae.k=0"))
+    later = SweepFolder(sweep.run_dir / "launch" / "2")
+    later.write([Stage("train", [Task("b", "b", "9")]), Stage("collect", [Task("sweep", "x", "9")])], executor="slurm")
+    for name in ("train", "collect"):
+        entry.save_config(sweep.config("train", 0), later.config_file(name, 0))
+    found = [(line.stage, line.title, line.state) for line in status.status(sweep.run_dir)]
+    assert found == [("train", "a", "done"), ("train", "b", "waiting"), ("collect", "sweep", "waiting")]
+
+
+def test_a_task_is_found_by_its_point_its_stage_or_its_number(sweep: SweepFolder) -> None:
+    assert sweep.find("a") == [("train", 0), ("evaluate", 0)]
+    assert sweep.find("train") == [("train", 0), ("train", 1)]
+    assert sweep.find("train-1") == [("train", 1)]
+    assert len(sweep.find(None)) == 3
+    assert sweep.find("c") == []
+    with pytest.raises(UserError, match=r"train-7.*did you mean train-1"):
+        logs.find(sweep.run_dir, "train-7")
+
+
+def test_logs_are_of_the_submission_that_had_the_task_and_hold_what_its_script_said(sweep: SweepFolder) -> None:
+    later = SweepFolder(sweep.run_dir / "launch" / "2")
+    later.write([Stage("train", [Task("b", "b", "9")])], executor="slurm")
+    script = sweep.logs / "train" / "7_0_0_log.out"
+    script.parent.mkdir(parents=True)
+    script.write_text("module: command not found")
+    assert logs.find(sweep.run_dir, "a")[:2] == [script, sweep.log_file("train", 0)]
+    assert logs.find(sweep.run_dir, "train-0") == [later.log_file("train", 0)]
+
+
+def test_one_task_is_cancelled_by_its_job(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.slurm.states", lambda ids: dict.fromkeys(ids, ("PENDING", "Resources")))
+    gone: list[str] = []
+    monkeypatch.setattr("launch.slurm.cancel", gone.extend)
+    assert cancel.cancel(sweep.run_dir, "train-1") == 1
+    assert gone == ["7_1"]
+    assert [line.state for line in status.status(sweep.run_dir)] == ["waiting", "cancelled", "waiting"]
+    with pytest.raises(UserError, match="task=zzz"):
+        cancel.cancel(sweep.run_dir, "zzz")
