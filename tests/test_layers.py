@@ -39,6 +39,7 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "latents": (3, TENSORS | {"tqdm"}),
     "durable": (0, {"xxhash"}),
     "sparse": (0, TENSORS),
+    "sparse_triton": (0, TENSORS | {"triton"}),
     "ranks": (0, TENSORS),
     "schedule": (1, set()),
     "launched": (1, {"torch"}),

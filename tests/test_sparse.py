@@ -30,13 +30,26 @@ def test_decode_and_its_gradients_equal_the_dense_product(dtype: torch.dtype, li
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_gradients_of_selected_pre_activations_equal_the_dense_product(dtype: torch.dtype, limit: float) -> None:
     _, indices, x, rows, bias, _, grad_values = tensors(dtype)
-    leaves = [tensor.requires_grad_() for tensor in (x, rows, bias)]
-    dense = (x @ rows.T + bias).gather(1, indices)
-    found = sparse.select(dense.detach(), indices, x, rows, bias)
+    centre = x.mean(0)
+    leaves = [tensor.requires_grad_() for tensor in (centre, rows, bias)]
+    dense = ((x - centre) @ rows.T + bias).gather(1, indices)
+    found = sparse.select(dense.detach(), indices, (x - centre).detach(), rows, bias, centre=centre)
     assert torch.equal(found, dense)
     expected = torch.autograd.grad(dense, leaves, grad_values)
     for mine, theirs in zip(torch.autograd.grad(found, leaves, grad_values), expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_largest_are_in_the_groups_with_the_largest_maximum(dtype: torch.dtype) -> None:
+    values = torch.randn(50, 32 * 40, generator=torch.Generator().manual_seed(0)).to(dtype)
+    values[0] = 1.0  # all tie
+    values[1, :32] += 100  # all in one group
+    for k in (1, 7, 40):
+        found, indices = sparse.largest_by_groups(values, k)
+        assert torch.equal(found, values.gather(1, indices))
+        assert all(len(row.unique()) == k for row in indices)
+        assert torch.equal(found.sort(1).values, values.topk(k).values.sort(1).values)
 
 
 def test_gradients_are_the_same_bits_with_any_number_of_threads() -> None:

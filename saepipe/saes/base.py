@@ -160,7 +160,9 @@ class SAE(nn.Module, ABC):
         done = self._pass(centred, wanted, step)
         terms = {"mse_loss": self._mse(wanted, done.reconstruction), **done.terms}
         if self.cfg.dead_method == "ghost":
-            terms["ghost_grad_loss"] = dead.ghost(self, centred, (wanted - done.reconstruction).detach(), step.dead)
+            terms["ghost_grad_loss"] = dead.ghost(
+                self, centred, (wanted - done.reconstruction).detach(), step.find_dead()
+            )
         return Losses(
             terms=terms,
             target=target.detach(),

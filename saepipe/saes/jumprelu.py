@@ -79,7 +79,7 @@ class JumpReLUSAE(SAE):
         weight = warm_up(step.number, self.cfg.l0_warm_up_steps) * self.cfg.l0_coefficient
         terms = {"l0_loss": weight * self._sparsity(hidden_pre, f)}
         if self.cfg.pre_act_loss_coefficient:
-            terms["pre_act_loss"] = self._pre_act(hidden_pre, step.dead)
+            terms["pre_act_loss"] = self._pre_act(hidden_pre, step.find_dead())
         return Pass(self._reconstruct(f), (f.detach() > 0).sum(0, dtype=torch.float32), terms)
 
     def _start_of(self, name: str) -> float:

@@ -53,16 +53,19 @@ class MatryoshkaSAE(BatchTopKSAE):
         widths = self.cfg.matryoshka_widths or [self.d_sae * part // 32 for part in (1, 3, 7, 15)]
         return sorted({width for width in widths if 0 < width < self.d_sae})
 
-    def _inner(self, f: Tensor, kept: Kept, target: Tensor) -> dict[str, Tensor]:
+    def _decoded(self, f: Tensor, kept: Kept, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Decode once: for each token, the latents of each width without those of the width before are a bag."""
         assert kept.offsets is not None
-        terms, reconstruction, start = {}, self.b_dec.expand(len(target), -1), 0
-        per_token = torch.diff(kept.offsets, append=kept.offsets.new_tensor([len(f)]))
-        tokens = torch.repeat_interleave(per_token, output_size=len(f))
-        each = torch.arange(len(target), device=tokens.device)
-        for width in self.inner_widths:
-            inside = ((kept.indices >= start) & (kept.indices < width)).nonzero().squeeze(1)
-            offsets = torch.searchsorted(tokens[inside], each)
-            part = sparse.decode(f[inside], kept.indices[inside], self.W_dec, offsets)
-            reconstruction, start = reconstruction + part, width
+        widths, tokens = self.inner_widths, len(target)
+        per_token = torch.diff(kept.offsets, append=kept.offsets.new_full((1,), len(f)))
+        token = torch.repeat_interleave(per_token, output_size=len(f))
+        part = torch.bucketize(kept.indices, kept.indices.new_tensor(widths), right=True)
+        bags, order = (part * tokens + token).sort(stable=True)
+        offsets = torch.searchsorted(bags, torch.arange((len(widths) + 1) * tokens, device=bags.device))
+        parts = sparse.decode(f.index_select(0, order), kept.indices[order], self.W_dec, offsets)
+        first, *others = parts.unflatten(0, (-1, tokens)).unbind()
+        terms, reconstruction = {}, first + self.b_dec
+        for width, part_of_it in zip(widths, others, strict=True):
             terms[f"inner_mse_loss_{width}"] = self._mse(target, reconstruction)
-        return terms
+            reconstruction = reconstruction + part_of_it
+        return reconstruction, terms

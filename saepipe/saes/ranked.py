@@ -68,23 +68,24 @@ class RankedSAE(SAE):
         """The auxiliary term is the error of what the dead latents make of the remaining error."""
         with torch.no_grad():
             norm = self._decoder_norm()
-            kept = self._keep(self._hidden_pre(centred), step)
+            kept = self._keep(self._ranked(centred, norm), step)
             # Back to the encoder's own pre-activations: the decoder's norm that ranked them cancels in W_dec.
             pre = kept.values.to(norm.dtype) / norm[kept.indices]
-        f = torch.relu(sparse.select(pre, kept.indices, centred, self.W_enc.T, self.b_enc, kept.offsets))
-        reconstruction = sparse.decode(f, kept.indices, self.W_dec, kept.offsets) + self.b_dec
-        terms = self._inner(f, kept, target)
+        centre = self.b_dec if self.cfg.apply_b_dec_to_input else None
+        f = torch.relu(
+            sparse.select(pre, kept.indices, centred.detach(), self.W_enc.T, self.b_enc, kept.offsets, centre)
+        )
+        reconstruction, terms = self._decoded(f, kept, target)
         if self.cfg.dead_method == "auxk":
-            terms["auxiliary_reconstruction_loss"] = self._aux(
-                centred, (target - reconstruction).detach(), step.dead, norm
-            )
+            residual = (target - reconstruction).detach()
+            terms["auxiliary_reconstruction_loss"] = self._aux(centred, residual, step.find_dead(), norm)
         active = (f.detach() > 0).to(torch.float32).flatten()
         fired = active.new_zeros(self.d_sae).index_add_(0, kept.indices.flatten(), active)
         return Pass(reconstruction, fired, terms, self._notes(kept))
 
-    def _inner(self, f: Tensor, kept: Kept, target: Tensor) -> dict[str, Tensor]:
-        """Return terms of the kept latents' activations; none by themselves."""
-        return {}
+    def _decoded(self, f: Tensor, kept: Kept, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the reconstruction, and terms of what else the kept latents reconstruct; none by themselves."""
+        return sparse.decode(f, kept.indices, self.W_dec, kept.offsets) + self.b_dec, {}
 
     def _notes(self, kept: Kept) -> dict[str, Tensor]:
         """Return what `after_step` and the logs want to know of the kept latents; nothing by itself."""
@@ -118,6 +119,15 @@ class RankedSAE(SAE):
         # Into the weights, as an export does: they are smaller than [token, d_sae], and bfloat16 rounds once.
         norm = self._decoder_norm()
         return functional.linear(centred, self.W_enc.T * norm[:, None], self.b_enc * norm)
+
+    def _ranked(self, centred: Tensor, norm: Tensor) -> Tensor:
+        """Do as `_hidden_pre`, without a gradient."""
+        if not self.cfg.rescale_acts_by_decoder_norm:
+            return super()._hidden_pre(centred)
+        kind = centred.device.type
+        # At once into the type that autocast multiplies in: a product in float32 would be written, and read again.
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.W_enc.dtype
+        return functional.linear(centred, sparse.scaled(self.W_enc.T, norm, dtype), self.b_enc * norm)
 
     def _reconstruct(self, f: Tensor) -> Tensor:
         return super()._reconstruct(f / self._decoder_norm() if self.cfg.rescale_acts_by_decoder_norm else f)

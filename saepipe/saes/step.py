@@ -1,5 +1,6 @@
 """What goes into a training step of an SAE, and what comes out of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,13 +16,19 @@ class Step:
 
     number: int | Int[Tensor, ""] = 0
     """Steps done before it, for warm-ups; a tensor where the loss is compiled, which a number would be built into."""
-    dead: Int[Tensor, " dead"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    """Indices of the dead latents, for terms that revive them. Indices and not a mask, since their number decides
-    shapes, which the host must know: the caller chooses when to pay for that."""
+    dead: Int[Tensor, " dead"] | Callable[[], Int[Tensor, " dead"]] = field(
+        default_factory=lambda: torch.zeros(0, dtype=torch.int64)
+    )
+    """Indices of the dead latents, for terms that revive them, or what finds them. Indices and not a mask, since their
+    number decides shapes, which the host must know: what finds them waits for the device."""
     ranks: Ranks = ALONE
     """The processes that have the other parts of the global batch."""
     survey: Tensor | None = None
     """What `SAE.survey` found, where the rank's part comes in parts itself."""
+
+    def find_dead(self) -> Int[Tensor, " dead"]:
+        """Indices of the dead latents; best called after other work for the device was begun."""
+        return self.dead if isinstance(self.dead, Tensor) else self.dead()
 
 
 @dataclass

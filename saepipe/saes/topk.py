@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saepipe import sparse
 from saepipe.keys import key
 from saepipe.saes.base import SAEConfig, Step
 from saepipe.saes.ranked import Kept, RankedConfig, RankedSAE
@@ -35,7 +36,7 @@ class TopKSAE(RankedSAE):
     config_class: ClassVar[type[SAEConfig]] = TopKConfig
 
     def _keep(self, ranked: Tensor, step: Step) -> Kept:
-        return Kept(*ranked.topk(self.cfg.k, sorted=False))
+        return Kept(*sparse.largest(ranked, self.cfg.k))
 
     def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         top = hidden_pre.topk(self.cfg.k, sorted=False)
