@@ -152,11 +152,27 @@ class Point(nn.Module):
                 (losses.total / len(parts)).backward()
             yield losses
 
-    def _to_revive(self) -> Int[Tensor, " dead"]:
-        """Indices of the dead latents where the SAE revives them; counting them waits for the device."""
+    def _to_revive(self) -> Int[Tensor, " dead"] | Callable[[], Int[Tensor, " dead"]]:
+        """Indices of the dead latents where the SAE revives them, or what finds them.
+
+        A GPU counts them before the step's own work, and the host waits for the count only once it has begun that work:
+        at the beginning it would wait for the whole step before, and the GPU then for the host.
+        """
         if not self.sae.revives:
             return torch.zeros(0, dtype=torch.int64, device=self.density.device)
-        return self.dead.nonzero().squeeze(1)
+        if self.density.device.type != "cuda" or self._compiled:
+            return self.dead.nonzero().squeeze(1)
+        dead = self.dead
+        count = dead.sum().to("cpu", non_blocking=True)
+        counted = torch.cuda.Event()
+        counted.record()
+        in_order = dead.to(torch.uint8).argsort(descending=True, stable=True)
+
+        def find() -> Tensor:
+            counted.synchronize()
+            return in_order[: int(count)]
+
+        return find
 
     def _clip(self) -> Float[Tensor, ""]:
         """Clip the gradient in place where asked, and return its norm before that."""
