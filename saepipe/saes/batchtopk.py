@@ -131,10 +131,12 @@ def smallest_kept(
     sample = values[::_SAMPLE_STEP]
     wanted = int(1.3 * count / ranks.world_size / _SAMPLE_STEP) + 8
     pivot = sample.topk(wanted).values[-1] if wanted <= len(sample) else sample.new_zeros(())
-    pivot = ranks.least(pivot.clone()).clamp(min=0)
-    places = ((values >= pivot) & (values > 0)).nonzero().squeeze(1)
+    tiny = torch.nextafter(values.new_zeros(()), values.new_ones(()))
+    # A number, since one comparison with a number reads the batch once at full rate; nonzero waits anyway.
+    least = float(torch.maximum(ranks.least(pivot.clone()), tiny))
+    places = (values >= least).nonzero().squeeze(1)
     total = _count(places, ranks)
-    if total < count and pivot > 0:
+    if total < count:
         places = (values > 0).nonzero().squeeze(1)
         total = _count(places, ranks)
     found = values[places]
@@ -146,17 +148,33 @@ def smallest_kept(
 
 
 def _count(places: Tensor, ranks: Ranks) -> int:
+    if ranks.world_size == 1:
+        return len(places)
     return int(ranks.sum(torch.tensor(len(places), device=places.device)))
 
 
 def kth_largest(values: Float[Tensor, " n"], k: int, ranks: Ranks) -> Float[Tensor, ""]:
     """Find the k-th largest of the positive values that all ranks have, of which there are k or more.
 
-    The bits of positive numbers, read as integers, have the numbers' order; the result is found a digit at a time, from
-    how many values of all ranks have which digit.
-
     Returns:
         That value; in bfloat16 the next larger number, where that comes nearer to k values, but some.
+    """
+    if ranks.world_size == 1 and values.device.type == "cuda":  # which sorts faster than the host asks for the digits
+        value = values.sort(descending=True).values[k - 1]
+    else:
+        value = _by_digits(values, k, ranks)
+    if values.dtype != torch.bfloat16:
+        return value
+    above, ties = ranks.sum(torch.stack([(values > value).sum(), (values == value).sum()]))
+    left = k - above
+    return torch.where((ties > 2 * left) & (left < k), torch.nextafter(value, value.new_full((), math.inf)), value)
+
+
+def _by_digits(values: Tensor, k: int, ranks: Ranks) -> Tensor:
+    """Find the k-th largest.
+
+    The bits of positive numbers, read as integers, have the numbers' order; the result is found a digit at a time, from
+    how many values of all ranks have which digit.
     """
     wide = values if values.dtype == torch.float64 else values.float()
     bits = wide.view(torch.int64 if wide.dtype == torch.float64 else torch.int32)
@@ -168,9 +186,5 @@ def kth_largest(values: Float[Tensor, " n"], k: int, ranks: Ranks) -> Float[Tens
         from_top = counts.flip(0).cumsum(0)
         place = torch.searchsorted(from_top, left)
         here = _DIGITS - 1 - place
-        ties = counts[here]
-        found, left = found * _DIGITS + here, left - from_top[place] + ties
-    value = found.to(bits.dtype).view(wide.dtype).to(values.dtype)
-    if values.dtype != torch.bfloat16:
-        return value
-    return torch.where((ties > 2 * left) & (left < k), torch.nextafter(value, value.new_tensor(math.inf)), value)
+        found, left = found * _DIGITS + here, left - from_top[place] + counts[here]
+    return found.to(bits.dtype).view(wide.dtype).to(values.dtype)
