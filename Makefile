@@ -21,7 +21,7 @@ PREEMPTIONS ?= 3
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model check format test prove test-cluster peers ground-truth wheel clean clean-all
+.PHONY: help setup demo demo-model check format test prove test-cluster test-gpu peers ground-truth wheel clean clean-all
 
 help: ## List the verbs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,9 @@ prove: $(READY) ## Run what is promised in full: the demo from a fresh clone, ki
 
 test-cluster: $(READY) ## Bring up a real SLURM and run pipelines on it (as root; installs it with apt; minutes)
 	CLUSTER_PREEMPTIONS=$(PREEMPTIONS) $(BIN)/python -m pytest -s -m cluster tests/cluster $(ARGS)
+
+test-gpu: $(READY) ## Run training, kernels and models on a CUDA device (fails without one)
+	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
 peers: $(PEERS)/installed ## Compare losses, gradients and exports with SAELens, in an environment of its own
 	PYTHONPATH=$(CURDIR) $(PEERS)/bin/python -m pytest -q tests/peers $(ARGS)
