@@ -8,8 +8,7 @@ import logging
 from pathlib import Path
 
 from launch import local, slurm
-from launch.status import status
-from launch.sweep_folder import FINAL, Outcome, SweepFolder
+from launch.sweep_folder import Outcome, SweepFolder
 from saepipe import entry
 from saepipe.errors import UserError, unknown
 
@@ -37,18 +36,23 @@ def cancel(run_dir: str | Path, wanted: str | None = None) -> int:
             f"{wanted} cannot be cancelled alone on this machine, where one process runs all; leave it out, and submit "
             "what is to go on again"
         )
-    jobs = {sweep.stage(stage).tasks[index].job_id for stage, index in found}
-    left = [line for line in status(run_dir) if line.state not in FINAL and line.job in {job or "" for job in jobs}]
+    left = [(stage, index) for stage, index in found if not _is_over(sweep, stage, index)]
+    for task in left:  # first, so that nothing that begins meanwhile goes on
+        sweep.cancel(*task)
     if sweep.about["executor"] == "slurm":
-        slurm.cancel([line.job for line in left])
-        for stage in sweep.stages:
-            for index, task in enumerate(stage.tasks):
-                if task.job_id in {line.job for line in left} and not sweep.starts(stage.name, index):
-                    sweep.end(stage.name, index, Outcome("cancelled", "cancelled by launch.cancel"))
+        slurm.cancel([job for stage, index in left if (job := sweep.stage(stage).tasks[index].job_id)])
     else:
-        local.cancel(sweep)
+        local.cancel(sweep, left)
+    for task in left:  # of what runs, its own process says so when it has ended
+        if not sweep.starts(*task) or sweep.outcome(*task) is not None:
+            sweep.end(*task, Outcome("cancelled", "cancelled by launch.cancel"))
     log.info("cancelled %s of %s; the same launch.submit goes on from what is done", len(left), sweep.run_dir)
     return len(left)
+
+
+def _is_over(sweep: SweepFolder, stage: str, index: int) -> bool:
+    outcome = sweep.outcome(stage, index)
+    return outcome is not None and outcome.state in ("done", "failed")
 
 
 def main() -> None:

@@ -1,19 +1,22 @@
 """A sweep's stages on this machine, one after the other: the process that `slurm=local` leaves behind."""
 
-import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from submitit.local.local import LocalExecutor, LocalJob
 
+from launch import process
 from launch.supervise import supervise
 from launch.sweep_folder import Outcome, Stage, SweepFolder
-from saepipe import durable
 
 _FOR_EVER_MIN = 10 * 365 * 24 * 60
 _LOOK_S = 0.5
+_END_S = 30.0
+RUNNER = "runner"
+"""File of a submission that names the process which runs its stages."""
 
 
 def run(sweep: SweepFolder) -> None:
@@ -22,7 +25,6 @@ def run(sweep: SweepFolder) -> None:
     Args:
         sweep: The submission.
     """
-    durable.write_text(sweep.folder / "runner.pid", str(os.getpid()))
     for stage in sweep.stages:
         _run_stage(sweep, stage)
 
@@ -73,50 +75,26 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def cancel(sweep: SweepFolder) -> None:
-    """End the runner and what it runs, and mark what is left as cancelled."""
-    pids = [int((sweep.folder / "runner.pid").read_text())] if (sweep.folder / "runner.pid").exists() else []
-    left = [(stage.name, index) for stage in sweep.stages for index, _ in enumerate(stage.tasks)]
-    left = [(stage, index) for stage, index in left if sweep.outcome(stage, index) is None]
-    for pid in pids:
-        _end(pid, signal.SIGKILL)  # first, so that it starts nothing new
-    for stage, index in left:
-        for start in sweep.starts(stage, index)[-1:]:
-            _end(int(start["pid"]), signal.SIGTERM)
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and any(_runs(sweep, stage, index) for stage, index in left):
+def cancel(sweep: SweepFolder, tasks: Sequence[tuple[str, int]]) -> None:
+    """End the runner, and tasks that were marked as cancelled; returns when they have ended, or do not.
+
+    Raises:
+        UserError: They run on another machine.
+    """
+    if (sweep.folder / RUNNER).exists():
+        process.end((sweep.folder / RUNNER).read_text(), signal.SIGKILL)  # first, so that it starts nothing new
+    running = [start["process"] for task in tasks for start in sweep.starts(*task)[-1:]]
+    for each in running:
+        process.end(each, signal.SIGTERM)
+    deadline = time.monotonic() + _END_S
+    while time.monotonic() < deadline and any(map(process.is_alive, running)):
         time.sleep(_LOOK_S)
-    for stage, index in left:
-        if sweep.outcome(stage, index) is None or not sweep.starts(stage, index):
-            sweep.end(stage, index, Outcome("cancelled", "cancelled by launch.cancel"))
-
-
-def _runs(sweep: SweepFolder, stage: str, index: int) -> bool:
-    starts = sweep.starts(stage, index)
-    return bool(starts) and sweep.outcome(stage, index) is None and is_alive(int(starts[-1]["pid"]))
-
-
-def is_alive(pid: int) -> bool:
-    """Tell whether a process of this machine runs."""
-    try:
-        os.kill(pid, 0)
-        stat = Path(f"/proc/{pid}/stat")  # where there is none, what can be signalled is alive
-        return not Path("/proc/self").exists() or stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def runner_alive(sweep: SweepFolder) -> bool:
     """Tell whether the process that runs the stages is there."""
-    file = sweep.folder / "runner.pid"
-    return file.exists() and is_alive(int(file.read_text()))
-
-
-def _end(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
+    file = sweep.folder / RUNNER
+    return file.exists() and process.is_alive(file.read_text())
 
 
 def main() -> None:

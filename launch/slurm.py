@@ -1,6 +1,7 @@
 """What is asked of SLURM about jobs that there are: states, requeueing, cancelling."""
 
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ log = logging.getLogger("saepipe.launch")
 
 _ANSWER_S = 120
 _TRIES, _PAUSE_S = 10, 6.0  # a controller that restarts is away for less than a minute
+OVER = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY", "REVOKED")
+"""What SLURM calls a job that is over."""
 _LARGEST_ARRAY = 1001  # SLURM's default of MaxArraySize
 
 
@@ -28,9 +31,19 @@ def largest_array() -> int:
 
 
 def state(job_id: str) -> str:
-    """Ask for the state of a job, such as RUNNING, TIMEOUT or CANCELLED; empty where it is forgotten."""
-    word, reason = states([job_id]).get(job_id, ("", ""))
-    return "TIMEOUT" if reason == "TimeLimit" else word  # while it is ended, it is called COMPLETING
+    """Ask for the state of the job that this process belongs to; empty where it is forgotten.
+
+    SLURM says COMPLETING of every job that it ends. Here it is REQUEUED where the scheduler puts it back, TIMEOUT where
+    its time is up, and CANCELLED where somebody ends it for good.
+    """
+    shown = call("scontrol", "--oneliner", "show", "job", job_id).stdout
+    told = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+    word = told.get("JobState", "")
+    if word != "COMPLETING":
+        return word
+    if int(told.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+        return "REQUEUED"
+    return "TIMEOUT" if told.get("Reason") == "TimeLimit" else "CANCELLED"
 
 
 def patient_state(job_id: str) -> str:
@@ -46,7 +59,11 @@ def patient_state(job_id: str) -> str:
 
 
 def states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Ask for the states of jobs and the reasons that they wait for; those that nobody remembers are left out."""
+    """Ask for the states of jobs and the reasons that they wait for; those that nobody remembers are left out.
+
+    Raises:
+        UserError: The cluster does not answer.
+    """
     wanted = list(job_ids)
     if not wanted:
         return {}
@@ -57,6 +74,8 @@ def states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
         name, number, word, reason = line.split("|", 3)
         found |= {name: (word, reason), number: (word, reason)}
     if any(job_id not in found for job_id in wanted):
+        if shown.returncode and "Invalid job id" not in shown.stderr:  # which it says of those that it has forgotten
+            raise UserError(f"the cluster does not tell of its jobs: {words(shown.stderr)}; try again")
         shown = call("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={arrays}", "--format=JobID,State")
         for line in shown.stdout.splitlines():
             name, word = line.split("|", 1)
@@ -80,8 +99,9 @@ def requeue(job_id: str) -> None:
 
 
 def cancel(job_ids: Sequence[str]) -> None:
-    """Cancel jobs, those that run and those that wait."""
-    if job_ids:
+    """Cancel jobs, those that run and those that wait; those that are over stay as they are."""
+    known = states(job_ids)
+    if job_ids := [job_id for job_id in job_ids if known.get(job_id, (OVER[0], ""))[0].split()[0] not in OVER]:
         done = call("scancel", *job_ids)
         if done.returncode:
             raise UserError(f"scancel refused: {words(done.stderr)}")

@@ -15,9 +15,6 @@ from saepipe import entry
 from saepipe.cluster import STAGES
 from saepipe.runs import Run
 
-_FAILED = ("FAILED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY", "COMPLETED", "REVOKED")
-"""What SLURM calls a job that is over; of one that ended well there is an outcome."""
-
 
 @dataclass
 class Line:
@@ -76,6 +73,8 @@ def _line(sweep: SweepFolder, stage: Stage, index: int, known: dict[str, tuple[s
     state, why = ("waiting", "") if not starts else ("running", f"on {starts[-1]['nodes']}")
     if outcome is not None:
         state, why = outcome.state, outcome.why
+    if state in FINAL:
+        why = "" if state == "done" else why
     elif task.job_id is None:  # here
         if not local.runner_alive(sweep):
             state, why = "failed", "the process that runs the stages is gone; submit the sweep again"
@@ -91,19 +90,20 @@ def _line(sweep: SweepFolder, stage: Stage, index: int, known: dict[str, tuple[s
 def _of_cluster(
     sweep: SweepFolder, stage: Stage, index: int, told: tuple[str, str] | None, state: str, why: str
 ) -> tuple[str, str]:
-    """Return state and reason of a task without an outcome, by what the scheduler says of its job."""
+    """Return state and reason of a task that is not over, by what the scheduler says of its job."""
     if told is None:
         return "failed", "the scheduler has forgotten its job, which left no word"
     word, reason = told
     if word == "PENDING":
-        again = sweep.starts(stage.name, index)
-        return ("requeued" if again else "waiting"), f"for {stage.after}" if reason == "Dependency" else reason
+        if sweep.starts(stage.name, index):
+            return "requeued", why if state == "requeued" else reason
+        return "waiting", f"for {stage.after}" if reason == "Dependency" else reason
     if word.startswith("CANCELLED"):
         never = reason in ("DependencyNeverSatisfied", "Dependency") or not sweep.starts(stage.name, index)
         return "cancelled", f"{stage.after} did not end well" if never and stage.after else "it was cancelled"
     if word in ("REQUEUED", "PREEMPTED", "REQUEUE_HOLD"):
         return "requeued", word.lower()
-    if word in _FAILED:
+    if word in slurm.OVER:
         return "failed", _script_words(sweep, stage, index) or f"its job ended as {word}"
     return "running", why or word.lower()  # RUNNING and what comes with it: CONFIGURING, SIGNALING, COMPLETING
 
@@ -112,6 +112,7 @@ def _script_words(sweep: SweepFolder, stage: Stage, index: int) -> str:
     """Return the last line of a job's own log: what its shell or Python said before the task began."""
     for path in sweep.script_logs(stage.name, index):
         lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith("submitit INFO")]
         if lines:
             return lines[-1]
     return ""

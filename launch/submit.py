@@ -11,11 +11,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import batch, checks, points, slurm, snapshot, stages
+from launch import batch, checks, local, points, process, slurm, snapshot, stages
 from launch.checks import PlannedStore
 from launch.status import alive
 from launch.sweep_folder import Stage, SweepFolder
-from saepipe import entry, grid
+from saepipe import durable, entry, grid
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
 from saepipe.lock import hold
@@ -96,7 +96,7 @@ def _start_here(sweep: SweepFolder) -> None:
     """Have a process of its own, which outlives this one, run the stages."""
     sweep.logs.mkdir(parents=True, exist_ok=True)
     with (sweep.logs / "runner.log").open("ab") as file:
-        subprocess.Popen(
+        runner = subprocess.Popen(
             [sys.executable, "-m", "launch.local", str(sweep.folder)],
             stdin=subprocess.DEVNULL,
             stdout=file,
@@ -104,6 +104,7 @@ def _start_here(sweep: SweepFolder) -> None:
             env=batch.frozen_environment(sweep),
             start_new_session=True,
         )
+    durable.write_text(sweep.folder / local.RUNNER, process.name(runner.pid))
 
 
 def described(configs: Sequence[RunConfig], graph: Sequence[Stage], store: PlannedStore, root: Path) -> str:

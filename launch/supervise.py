@@ -12,16 +12,18 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from launch import slurm
+from launch import process, slurm
 from launch.sweep_folder import Outcome, SweepFolder
 from saepipe import grid
+from saepipe.cluster import SlurmConfig
 from saepipe.config import RunConfig
 
 FRUITLESS = 3
 """Starts in a row that came no further, after which a task has failed: one that dies at once would requeue for ever.
 Those that a preemption cut short do not count: it may come at any time."""
-_CANCELLED = ("CANCELLED", "COMPLETING", "DEADLINE")
-"""States of a job that somebody ends for good. One that is over its time limit is told apart, see `slurm.state`."""
+_CANCELLED = ("CANCELLED", "DEADLINE")
+"""States of a job that somebody ends for good."""
+_CANCELLED_HERE = Outcome("cancelled", "cancelled by launch.cancel")
 _REQUEUED = ("PENDING", "PREEMPTED", "REQUEUED", "REQUEUE_HOLD", "NODE_FAIL", "BOOT_FAIL")
 """States of a job that the scheduler requeues itself; in all others (RUNNING, SIGNALING, TIMEOUT) that is done here."""
 _LOOKED_AT_S = 60
@@ -47,17 +49,23 @@ def supervise(folder: str, stage: str, index: int) -> str:
     """
     sweep = SweepFolder(folder)
     config = sweep.config(stage, index)
-    job = os.environ.get("SLURM_JOB_ID")
+    profile = config.slurm.of(stage)
+    job = os.environ.get("SLURM_JOB_ID") if profile.executor == "slurm" else None
     here = os.environ.get("SLURM_JOB_NODELIST") or os.uname().nodename
     marks = progress(config, stage)
     number = tries(sweep, stage, index, marks)
-    sweep.begin(stage, index, job=job, nodes=here, pid=os.getpid(), progress=marks, tries=number)
-    profile = config.slurm.of(stage)
-    environment = {**os.environ, **{name: str(value) for name, value in profile.environment.items()}}
+    named = process.name(os.getpid())
+    sweep.begin(stage, index, job=job, nodes=here, process=named, progress=marks, tries=number)
+    if sweep.is_cancelled(stage, index):  # after the start is written: who cancels looks at it after writing that
+        sweep.end(stage, index, _CANCELLED_HERE)
+        raise SystemExit(1)
+    environment = dict(os.environ)
     for name in _OF_THE_BATCH:
         environment.pop(name, None)
     if job:  # else each rank would take every core of a node that it shares
         environment.setdefault("OMP_NUM_THREADS", str(profile.cpus_per_rank))
+    else:  # a batch script has done it
+        environment |= own_environment(profile, environment)
     code, stopped = _run(command(sweep, stage, index, environment), environment, sweep.log_file(stage, index))
     # Without a scheduler nobody but launch.cancel, or who else ends processes, sends a signal here.
     state = slurm.patient_state(job) if job else "CANCELLED" if stopped else "RUNNING"
@@ -72,13 +80,21 @@ def supervise(folder: str, stage: str, index: int) -> str:
     return outcome.state
 
 
+def own_environment(profile: SlurmConfig, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return a profile's own variables; to PYTHONPATH it adds, since the frozen code has to come first there."""
+    given = {name: str(value) for name, value in profile.environment.items()}
+    if "PYTHONPATH" in given and environment.get("PYTHONPATH"):
+        given["PYTHONPATH"] = f"{environment['PYTHONPATH']}{os.pathsep}{given['PYTHONPATH']}"
+    return given
+
+
 def command(sweep: SweepFolder, stage: str, index: int, environment: Mapping[str, str]) -> list[str]:
     """Word how the task's processes are started: by srun in a job of SLURM, else one that starts others itself."""
     config = sweep.config(stage, index)
     profile = config.slurm.of(stage)
     python = shlex.split(profile.python) if profile.python else [sys.executable]
     work = [*python, "-u", "-m", "launch.work", str(sweep.folder), stage, str(index)]
-    if "SLURM_JOB_ID" not in environment:
+    if profile.executor != "slurm":
         return work
     nodes, ranks = 1, 1
     if stage == "train":
@@ -111,6 +127,8 @@ def judge(code: int, state: str, sweep: SweepFolder, stage: str, index: int) -> 
     words = sweep.last_words(stage, index)
     if code == 0:
         return Outcome("done")
+    if sweep.is_cancelled(stage, index):
+        return _CANCELLED_HERE
     if state in (*_CANCELLED, *_REQUEUED):
         if state in _CANCELLED:
             return Outcome("cancelled", "its job was cancelled")
@@ -160,16 +178,16 @@ def _run(words: list[str], environment: Mapping[str, str], log: Path) -> tuple[i
     """
     came: list[int] = []
     with log.open("ab") as file:
-        process = subprocess.Popen(
+        started = subprocess.Popen(
             words, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
 
         def pass_on(number: int, _: object) -> None:
             came.append(number)
             # srun's tasks get from SLURM itself what concerns them; srun takes a second one as an order to kill.
-            if "SLURM_JOB_ID" not in environment and process.poll() is None:
-                process.send_signal(number)
+            if words[0] != "srun" and started.poll() is None:
+                started.send_signal(number)
 
         for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGCONT"):
             signal.signal(getattr(signal, name), pass_on)
-        return process.wait(), bool({signal.SIGTERM, signal.SIGINT} & set(came))
+        return started.wait(), bool({signal.SIGTERM, signal.SIGINT} & set(came))

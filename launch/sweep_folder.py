@@ -192,6 +192,16 @@ class SweepFolder:
         """Write what became of a task."""
         durable.write_text(self.task_folder(stage, index) / "outcome.json", json.dumps(asdict(outcome)))
 
+    def cancel(self, stage: str, index: int) -> None:
+        """Have a task end, and never begin again."""
+        file = self.task_folder(stage, index) / "cancelled"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+    def is_cancelled(self, stage: str, index: int) -> bool:
+        """Tell whether a task was cancelled by `launch.cancel`."""
+        return (self.task_folder(stage, index) / "cancelled").exists()
+
     def starts(self, stage: str, index: int) -> list[dict[str, Any]]:
         """Read when and where a task was started, and how far it was then."""
         path = self.task_folder(stage, index) / "starts.jsonl"
