@@ -19,6 +19,7 @@ log = logging.getLogger("saepipe.launch")
 ONE_OF_ALL = ("model", "data", "store", "cache", "trainer", "slurm")
 """Groups that every point of a sweep must share: it has one store, and jobs of one size."""
 
+_NAME_BYTES = 255
 _PERHAPS = "node configuration is not available"
 
 
@@ -56,6 +57,7 @@ def check(configs: Sequence[RunConfig]) -> PlannedStore:
         UserError: What is wrong with some point, or with what all share.
     """
     first = configs[0]
+    _refuse_folders(configs)
     _refuse_different(configs)
     for config in configs:
         for group, key in ((config.store, "dir"), (config.run, "dir"), (config.train, "init_from")):
@@ -86,6 +88,27 @@ def _refuse_different(configs: Sequence[RunConfig]) -> None:
                     f"{key} is {one} for one point and {other} for another; a sweep has one store, and jobs of one "
                     "size: submit a sweep for each"
                 )
+
+
+def _refuse_folders(configs: Sequence[RunConfig]) -> None:
+    """Refuse folders that two points share, that are not beside each other, or that cannot be named in a job."""
+    folders = [Path(config.run.dir) for config in configs]
+    if twice := [folder for at, folder in enumerate(folders) if folder in folders[:at]]:
+        raise UserError(f"two points of the sweep are {twice[0].name}; give each value once")
+    if apart := [folder for folder in folders if folder.parent != folders[0].parent]:
+        raise UserError(
+            f"run.dir is in {folders[0].parent} for one point and in {apart[0].parent} for another; a sweep has one "
+            "folder, so sweep over no key of run"
+        )
+    if long := [part for folder in folders for part in folder.parts if len(part.encode()) > _NAME_BYTES]:
+        raise UserError(f"run.dir has a folder of {len(long[0])} letters, {long[0][:40]}...; give a shorter run.name")
+    root = entry.sweep_of(folders[0]) or folders[0]
+    for letter in ":%" if configs[0].slurm.executor == "slurm" else ":":
+        if letter in str(root.resolve()):
+            raise UserError(
+                f"run.dir={root} holds a {letter!r}, which means something else in the paths that jobs are given; "
+                "choose another run.name or run.dir"
+            )
 
 
 def _store(config: RunConfig) -> PlannedStore:

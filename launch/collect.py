@@ -67,10 +67,9 @@ def _row(folder: Path, root: Path) -> dict[str, Any]:
     summary, failure = run.summary(), run.failure()
     config = entry.read_config(run.config_file)
     named = dict(part.split("=", 1) for part in folder.name.split(",") if "=" in part) if folder != root else {}
-    row: dict[str, Any] = {"point": folder.name, "state": _state(summary, failure, folder)}
+    figures = _figures(folder / "eval" / "metrics.json")
+    row: dict[str, Any] = {"point": folder.name, "state": _state(summary, failure, figures)}
     row |= {"architecture": config.sae.architecture, **named}
-    measured = folder / "eval" / "metrics.json"
-    figures = json.loads(measured.read_text()) if measured.exists() else {}
     row |= {name: figures.get(name) for name in FIGURES}
     row["dead_in_training"] = (summary or {}).get("metrics", {}).get("sparsity/dead_features")
     row["steps"] = (summary or {}).get("steps")
@@ -80,12 +79,21 @@ def _row(folder: Path, root: Path) -> dict[str, Any]:
     return row
 
 
-def _state(summary: dict[str, Any] | None, failure: str | None, folder: Path) -> str:
+def _figures(measured: Path) -> dict[str, Any]:
+    """Read what evaluation measured; nothing where it did not, or left no whole file."""
+    try:
+        return dict(json.loads(measured.read_text())) if measured.exists() else {}
+    except ValueError as error:
+        log.warning("%s is damaged (%s); python -m saepipe.evaluate makes it anew", measured, error)
+        return {}
+
+
+def _state(summary: dict[str, Any] | None, failure: str | None, figures: dict[str, Any]) -> str:
     if failure is not None:
         return "frozen"
     if summary is None:
         return "not finished"
-    return "evaluated" if (folder / "eval" / "metrics.json").exists() else "trained"
+    return "evaluated" if figures else "trained"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

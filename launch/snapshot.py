@@ -1,6 +1,5 @@
 """The code and the versions as they are when a sweep is submitted: what is edited later changes no job of it."""
 
-import shutil
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import saepipe
 from saepipe import durable, provenance
 from saepipe.composition_errors import CONF
 
-_IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+_LEFT_OUT = ("__pycache__", "*.pyc", ".*")
 
 
 def take(folder: Path, lock: Path) -> None:
@@ -21,9 +20,9 @@ def take(folder: Path, lock: Path) -> None:
     """
     for package in (saepipe, launch):
         source = Path(str(package.__file__)).parent
-        shutil.copytree(source, folder / source.name, ignore=_IGNORED)
+        durable.copy_folder(source, folder / source.name, leave_out=_LEFT_OUT)
     if not (folder / "saepipe" / "conf").is_dir():  # of a checkout, where it is beside the package
-        shutil.copytree(CONF, folder / "conf", ignore=_IGNORED)
+        durable.copy_folder(CONF, folder / "conf", leave_out=_LEFT_OUT)
     durable.write_text(folder / provenance.COMMIT_FILE, provenance.git_commit() or "")
     versions = {found.metadata["Name"]: found.version for found in distributions()}
     own = {"saepipe"}

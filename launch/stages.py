@@ -35,6 +35,8 @@ def of(
         tasks = [Task(title, str(root)) for title in titles]
         found.append((Stage("cache", tasks, workers=first.cache.workers, gpus_per_node=gpus), [first] * jobs))
     waiting = [config for config in configs if any(not Run(point.run.dir).is_over for point in grid.points(config))]
+    if waiting:  # also those that are trained, which takes no time: each evaluation waits for its own point
+        waiting = [config for config in configs if any(not _evaluated(point) for point in grid.points(config))]
     if waiting:
         trainer, fused = first.trainer, bool(waiting[0].grid)
         tasks = [Task(_title(config, fused=fused), config.run.dir) for config in waiting]

@@ -17,6 +17,7 @@ from launch.status import alive
 from launch.sweep_folder import Stage, SweepFolder
 from saepipe import durable, entry, grid
 from saepipe.config import RunConfig
+from saepipe.durable import disk_errors
 from saepipe.errors import UserError
 from saepipe.lock import hold
 
@@ -40,7 +41,7 @@ def submit(overrides: Sequence[str]) -> SweepFolder | None:
     store = checks.check(configs)
     first = configs[0]
     graph, tasks = stages.of(configs, root, cached=store.complete)
-    sweep = SweepFolder.next(root)
+    sweep = SweepFolder.next(root)  # as it will be, for the plan; which one it is, is settled under the lock
     on_cluster = first.slurm.executor == "slurm"
     log.info("%s", described(configs, graph, store, root))
     if on_cluster:
@@ -52,8 +53,9 @@ def submit(overrides: Sequence[str]) -> SweepFolder | None:
             log.info("\n# %s\n%s", stage.name, text)
         log.info("slurm.dry_run=true: nothing was submitted")
         return None
-    with hold(root / "launch", key="run.dir"):
+    with hold(root / "launch", key="run.dir"), disk_errors("run.dir", root):
         _refuse_alive(root)
+        sweep = SweepFolder.next(root)
         snapshot.take(sweep.code, sweep.lock)
         for (name, index), config in tasks.items():
             entry.save_config(config, sweep.config_file(name, index))
@@ -88,7 +90,11 @@ def _submit_all(sweep: SweepFolder, graph: list[Stage], config: RunConfig) -> No
             done[stage.name] = stage
             sweep.write(graph)
     except BaseException:
-        slurm.cancel([task.job_id for stage in graph for task in stage.tasks if task.job_id])
+        queued = [task.job_id for stage in graph for task in stage.tasks if task.job_id]
+        try:
+            slurm.cancel(queued)
+        except UserError as error:
+            log.warning("%s; these jobs are left in the queue: %s", error, " ".join(queued))
         raise
 
 

@@ -21,6 +21,7 @@ from saepipe.errors import UserError
 
 _START = "==> start "
 """How each start of a task begins in its log."""
+_CURE = "delete the submission's folder, and submit the sweep again, which goes on from what its runs left"
 FINAL = ("done", "failed", "cancelled")
 """Outcomes after which a task never starts again."""
 
@@ -108,12 +109,13 @@ class SweepFolder:
     @classmethod
     def next(cls, run_dir: str | Path) -> "SweepFolder":
         """Name the folder of the next submission."""
-        found = cls._all(Path(run_dir))
-        return cls(Path(run_dir).resolve() / "launch" / str(1 + int(found[-1].folder.name) if found else 1))
+        taken = [int(path.name) for path in (Path(run_dir) / "launch").glob("[0-9]*") if path.name.isdigit()]
+        return cls(Path(run_dir).resolve() / "launch" / str(1 + max(taken, default=0)))
 
     @classmethod
     def _all(cls, run_dir: Path) -> list["SweepFolder"]:
-        numbers = sorted(int(path.parent.name) for path in (run_dir / "launch").glob("[0-9]*/sweep.json"))
+        paths = (run_dir / "launch").glob("[0-9]*/sweep.json")
+        numbers = sorted(int(path.parent.name) for path in paths if path.parent.name.isdigit())
         return [cls(run_dir.resolve() / "launch" / str(number)) for number in numbers]
 
     @property
@@ -127,10 +129,10 @@ class SweepFolder:
         durable.write_text(self._file, json.dumps({**kept, "stages": [asdict(stage) for stage in stages]}, indent=1))
 
     def _read(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads(self._file.read_text()))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self._file} is damaged ({error}); submit the sweep again") from None
+        kept: dict[str, Any] = _json(self._file, self._file.read_text())
+        if "stages" not in kept:
+            raise UserError(f"{self._file} is damaged (no stages); {_CURE}")
+        return kept
 
     @property
     def about(self) -> dict[str, Any]:
@@ -186,7 +188,7 @@ class SweepFolder:
     def outcome(self, stage: str, index: int) -> Outcome | None:
         """Read what became of a task when it last ended; None: it has not begun, or is at it."""
         path = self.task_folder(stage, index) / "outcome.json"
-        return Outcome(**json.loads(path.read_text())) if path.exists() else None
+        return Outcome(**_json(path, path.read_text())) if path.exists() else None
 
     def end(self, stage: str, index: int, outcome: Outcome) -> None:
         """Write what became of a task."""
@@ -205,7 +207,7 @@ class SweepFolder:
     def starts(self, stage: str, index: int) -> list[dict[str, Any]]:
         """Read when and where a task was started, and how far it was then."""
         path = self.task_folder(stage, index) / "starts.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [_json(path, line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def begin(self, stage: str, index: int, **start: Any) -> None:
         """Write down a start, and that an earlier outcome is none any more."""
@@ -231,3 +233,11 @@ class SweepFolder:
         said = [line for line in lines if line and not line.startswith(("srun:", "slurmstepd:"))]
         own = [line.removeprefix("saepipe: ") for line in said[-40:] if line.startswith("saepipe: ")]
         return (own or said or [""])[-1]
+
+
+def _json(path: Path, text: str) -> dict[str, Any]:
+    """Read an object from a file's text."""
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); {_CURE}") from None

@@ -1,5 +1,6 @@
 """What a task does, once its job has a place to run: `python -m launch.work SWEEP STAGE NUMBER`, in each rank."""
 
+import hashlib
 import logging
 import os
 import shutil
@@ -10,6 +11,7 @@ from launch.sweep_folder import SweepFolder
 from saepipe import entry, grid
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
+from saepipe.lock import LOCK
 from saepipe.runs import Run
 from saepipe.stopping import end_at_once
 
@@ -44,7 +46,7 @@ def _train(config: RunConfig) -> None:
     # With slurm.min_nodes it may be fewer than were asked for.
     config.trainer.num_nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", config.trainer.num_nodes))
     if scratch := config.slurm.of("train").scratch:
-        config.store.dir = staged(config.store.dir, scratch)
+        config.train.store_copy = staged(config.store.dir, scratch)
     try:
         train(config)
     except UserError as error:
@@ -71,18 +73,24 @@ def staged(store: str, scratch: str) -> str:
     Args:
         store: The store's folder.
         scratch: Where to; variables such as $TMPDIR are filled in on the node.
+
+    Raises:
+        UserError: A variable that is not set there, or a full disk.
     """
+    from saepipe.durable import copy_folder, disk_errors
     from saepipe.lock import hold
 
     place = Path(os.path.expandvars(scratch)).expanduser()
     if "$" in str(place):
         raise UserError(f"slurm.scratch={scratch} has no meaning on this node, where it is {place}; set the variable")
-    target = place / Path(store).name
-    with hold(place / f".{target.name}", key="slurm.scratch", wait=True):
-        if not (target / "manifest.json").exists():
+    source, manifest = Path(store), "manifest.json"
+    which = hashlib.sha256(str(source).encode() + (source / manifest).read_bytes()).hexdigest()[:12]
+    target = place / f"{source.name}-{which}"
+    with hold(place / f".{target.name}", key="slurm.scratch", wait=True), disk_errors("slurm.scratch", target):
+        if not (target / manifest).exists():
             log.info("copying %s to %s", store, target)
-            shutil.copytree(store, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
-            shutil.copy2(Path(store) / "manifest.json", target / "manifest.json")
+            copy_folder(source, target, leave_out=[manifest, LOCK])
+            shutil.copy2(source / manifest, target / manifest)  # last: it says that the others are there
     return str(target)
 
 

@@ -1,7 +1,9 @@
 """A cluster's profile: how `launch` asks its scheduler for nodes. Values live in `conf/slurm/<cluster>.yaml`."""
 
+import shlex
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from saepipe.errors import UserError, unknown
 from saepipe.keys import Group, key
@@ -79,6 +81,10 @@ class SlurmConfig(Group, group="slurm"):
             if stage not in STAGES:
                 raise unknown("slurm.stages", stage, STAGES)
             self.of(stage)
+        try:
+            shlex.split(self.python or "")
+        except ValueError as error:
+            raise UserError(f"slurm.python={self.python} is no command ({error}); write it as in a shell") from None
         if self.signal_delay_s >= 60 * self.time_min:
             raise UserError(
                 f"slurm.signal_delay_s={self.signal_delay_s} is not less than slurm.time_min={self.time_min}, in "
@@ -91,9 +97,17 @@ class SlurmConfig(Group, group="slurm"):
         Raises:
             UserError: A key that is none of a stage's.
         """
-        own = self.stages.get(stage) or {}
+        own, kinds = self.stages.get(stage) or {}, get_type_hints(SlurmConfig)
         known = [item.name for item in fields(self) if item.name not in _OF_ALL_STAGES]
-        for name in own:
+        for name, value in own.items():
             if name not in known:
                 raise unknown("key", f"slurm.stages.{stage}.{name}", [f"slurm.stages.{stage}.{each}" for each in known])
+            if not _fits(value, kinds[name]):
+                raise UserError(f"slurm.stages.{stage}.{name}={value} is no value of slurm.{name}: {kinds[name]}")
         return replace(self, stages={}, **own)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Tell whether a value is of a field's type, of which Hydra checks only those outside of `stages`."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return any(isinstance(value, get_origin(each) or each) for each in (*kinds, *([int] if float in kinds else [])))

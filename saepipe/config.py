@@ -207,6 +207,8 @@ class TrainConfig(Group, group="train"):
     """Rows to train on; more than the store holds means several epochs, each in its own order."""
     seed: int = key(0, least=0)
     """Seed of the SAE's initial weights."""
+    store_copy: str | None = key(None, folder=True)
+    """Folder of a copy of the store to read, such as one on a node's own disk; None reads store.dir itself."""
     log_every_steps: int = key(25, least=1)
     """Steps between two rows of metrics."""
     checkpoint_every_steps: int = key(1000, least=1)

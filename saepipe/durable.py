@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, get_args, get_origin
@@ -113,6 +113,24 @@ def write(path: Path, save: Callable[[BinaryIO], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8."""
     write(path, lambda file: file.write(text.encode()))
+
+
+def copy_folder(source: Path, target: Path, *, leave_out: Sequence[str] = ()) -> None:
+    """Copy a folder's files; the first that cannot be copied ends it, where shutil would list all of them.
+
+    Args:
+        source: What to copy.
+        target: Where to; files that are there are written anew.
+        leave_out: Patterns of names, of files and folders, that stay behind.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if any(path.match(pattern) for pattern in leave_out):
+            continue
+        if path.is_dir():
+            copy_folder(path, target / path.name, leave_out=leave_out)
+        else:
+            shutil.copy2(path, target / path.name)
 
 
 @contextmanager

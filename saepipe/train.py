@@ -147,7 +147,7 @@ def open_store(config: RunConfig) -> "Store":
     """
     from saepipe.store import Store
 
-    folder = Path(config.store.dir)
+    folder = Path(config.train.store_copy or config.store.dir)
     if not (folder / "plan.json").is_file():
         raise UserError(f"store.dir={folder} holds no store; cache it first: {cache_command(config)}")
     store = Store.open(folder, complete=False)

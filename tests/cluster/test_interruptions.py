@@ -104,7 +104,7 @@ def test_what_is_cancelled_stops_for_good_and_says_so(cluster: Cluster, desk: De
 
 
 def test_a_run_longer_than_its_time_limit_goes_on_in_further_jobs(desk: Desk, store: Path) -> None:
-    steps = 4000 * PREEMPTIONS
+    steps = 5000 * PREEMPTIONS
     keys = [*TINY, f"store.dir={store}", tokens(steps)]
     desk.submit(*keys, "run.name=long", "slurm.time_min=1", "slurm.signal_delay_s=5")
     lines = desk.wait("runs/long", trained, timeout_s=800)

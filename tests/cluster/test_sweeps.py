@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(900)
 
 def test_one_command_makes_a_grid_out_of_text_with_the_code_it_was_submitted_with(desk: Desk) -> None:
     begin = time.monotonic()
-    size = ["+experiment=demo"] if FULL else [*TINY, "store.tokens=100000", tokens(300)]
+    size = ["+experiment=demo", "train.tokens=1000000"] if FULL else [*TINY, "store.tokens=100000", tokens(300)]
     keys = ["sae=standard", "sae.l1_coefficient=1,2,4", "trainer.num_nodes=2", "slurm.cache_jobs=2"]
     told = desk.submit(*size, *keys, "slurm.stages.cache.cpus_per_rank=2", "run.name=grid")
     assert "3 points of standard" in told
@@ -69,7 +69,10 @@ def test_a_grid_larger_than_an_array_is_divided_and_keeps_to_its_throttle(
     assert not any('"p4"' in path.read_text() for path in tasks.glob("*/starts.jsonl"))
     # Each task reads the copy on its node's disk, which here is the same for all: the first one makes it.
     copied = [line for line in desk.run("launch.logs", "runs/many", "train").stdout.splitlines() if "copying" in line]
-    assert copied == [f"copying {store} to {tmp_path}/disk/{store.name}"]
+    assert len(copied) == 1
+    assert copied[0].startswith(f"copying {store} to {tmp_path}/disk/{store.name}-")
+    summary = json.loads((desk.folder / "runs/many/sae.k=2/summary.json").read_text())
+    assert summary["store"]["dir"] == str(store)
 
 
 def most_at_once(cluster: Cluster, jobs: list[str]) -> int:

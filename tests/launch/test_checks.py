@@ -41,6 +41,11 @@ def checked(folder: Path, *overrides: str) -> checks.PlannedStore:
         (["data.context_size=4096"], "data.context_size=4096"),
         (["store.tokens=10000000000000"], "needs"),
         (["store.tokens=20000,30000"], "store.tokens is 20000 for one point and 30000 for another"),
+        (["sae.k=8,8"], "two points of the sweep are sae.k=8; give each value once"),
+        (['slurm.python="a \'b"'], "slurm.python=a 'b is no command"),
+        (["slurm.stages.train.time_min=abc"], "slurm.stages.train.time_min=abc is no value of slurm.time_min"),
+        (["slurm.stages.train.setup=text"], "slurm.stages.train.setup=text is no value of slurm.setup"),
+        ([f"run.name={'x' * 300}", "run.dir=runs/${run.name}"], "run.dir has a folder of 300 letters"),
     ],
 )
 def test_what_is_wrong_with_one_point_is_told_of_all(tmp_path: Path, overrides: list[str], words: str) -> None:
@@ -48,6 +53,18 @@ def test_what_is_wrong_with_one_point_is_told_of_all(tmp_path: Path, overrides: 
         checked(tmp_path, *overrides)
     assert words in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("letter", [":", "%"])
+def test_a_letter_that_means_something_else_in_a_job_is_refused(tmp_path: Path, letter: str) -> None:
+    with pytest.raises(UserError, match=f"holds a '{letter}'"):
+        checked(tmp_path, f"run.dir='{tmp_path}/a{letter}b'")
+
+
+def test_points_that_do_not_lie_beside_each_other_are_refused() -> None:
+    configs, _ = points.load([*DEMO, "run.name=one,two"])
+    with pytest.raises(UserError, match="sweep over no key of run"):
+        checks.check(configs)
 
 
 def test_a_sound_sweep_knows_its_store_and_has_absolute_folders(

@@ -31,11 +31,14 @@ def test_points_are_compared_in_the_order_of_their_l0(tmp_path: Path) -> None:
     make(tmp_path / "sae.k=4", 4, figures={"l0": 4.0, "explained_variance": 0.7, "ce_loss_score": 0.9})
     make(tmp_path / "sae.k=8", 8)
     make(tmp_path / "sae.k=9", 9, frozen="losses/mse_loss was not finite")
+    make(tmp_path / "sae.k=2", 2, figures={"l0": 2.0})
+    (tmp_path / "sae.k=2" / "eval" / "metrics.json").write_text("")  # what a full disk may leave
     collect(tmp_path)
     with (tmp_path / "sweep.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["sae.k"], row["state"]) for row in rows] == [
-        *(("4", "evaluated"), ("16", "evaluated"), ("8", "not finished"), ("9", "frozen")),
+        *(("4", "evaluated"), ("16", "evaluated")),
+        *(("2", "trained"), ("8", "not finished"), ("9", "frozen")),
     ]
     assert (rows[0]["explained_variance"], rows[0]["dead_in_training"], rows[0]["kl_div_score"]) == ("0.7", "3.0", "")
     assert "sae.k%3D4/features/index.html" in (tmp_path / "pareto.html").read_text()

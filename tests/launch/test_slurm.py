@@ -3,13 +3,15 @@
 import pytest
 
 from launch import slurm
+from saepipe.errors import UserError
 
 
 def test_a_cluster_that_is_not_there_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert not slurm.there()
     assert slurm.largest_array() == 1001
-    assert slurm.states(["7"]) == {}
+    with pytest.raises(UserError, match="squeue is not installed"):
+        slurm.states(["7"])
 
 
 @pytest.mark.parametrize(

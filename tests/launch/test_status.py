@@ -38,7 +38,12 @@ def test_a_job_is_what_the_scheduler_says_until_it_left_a_word(
         ("waiting", "for train"),
     ]
     sweep.end("train", 1, Outcome("requeued", "ended by SIGUSR2"))
+    assert told(sweep, monkeypatch, **states)[1][0] == "running"  # again, or not yet ended
+    assert told(sweep, monkeypatch, **states | {"second": ("SUSPENDED", "")})[1][0] == "running"
+    states["second"] = ("PENDING", "BeginTime")
     assert told(sweep, monkeypatch, **states)[1] == ("requeued", "ended by SIGUSR2")
+    states["second"] = ("CANCELLED", "")  # while it waited
+    assert told(sweep, monkeypatch, **states)[1] == ("cancelled", "it was cancelled")
     sweep.end("train", 1, Outcome("failed", "sae.k=0"))
     assert told(sweep, monkeypatch, **states)[1] == ("failed", "sae.k=0")
 

@@ -9,6 +9,7 @@ import pytest
 from launch import supervise
 from launch.sweep_folder import Outcome, Stage, SweepFolder, Task
 from saepipe import entry
+from saepipe.cluster import SlurmConfig
 
 PROFILE_MIN = 240
 
@@ -17,7 +18,8 @@ PROFILE_MIN = 240
 def sweep(tmp_path: Path) -> SweepFolder:
     made = SweepFolder(tmp_path / "runs" / "x" / "launch" / "1")
     overrides = ["+experiment=demo", f"run.dir={tmp_path}/runs/x", "trainer.devices=2", "trainer.num_nodes=3"]
-    config = entry.load_config("launch", [*overrides, "slurm.cpus_per_rank=4", "slurm.srun_args=['--mpi=none']"])
+    overrides += ["slurm.executor=slurm", "slurm.cpus_per_rank=4", "slurm.srun_args=['--mpi=none']"]
+    config = entry.load_config("launch", overrides)
     entry.save_config(config, made.config_file("train", 0))
     entry.save_config(config, made.config_file("cache", 0))
     made.write([Stage("cache", [Task("store", "x")]), Stage("train", [Task("x", str(tmp_path / "runs" / "x"))])])
@@ -41,7 +43,7 @@ def judged(sweep: SweepFolder, code: int, state: str = "RUNNING") -> Outcome:
         (143, "RUNNING", "requeued"),
         (137, "RUNNING", "requeued"),
         (-9, "RUNNING", "requeued"),
-        (143, "COMPLETING", "cancelled"),
+        (143, "REQUEUED", "requeued"),  # by somebody's scontrol, a lost node or a preemption without a word
         (143, "CANCELLED", "cancelled"),
         (143, "PREEMPTED", "requeued"),  # the scheduler does it
         (140, "SIGNALING", "requeued"),  # as a job is called while it is told
@@ -104,7 +106,28 @@ def test_in_a_job_srun_starts_as_many_ranks_as_there_are_nodes_for(sweep: SweepF
     odd = supervise.command(sweep, "train", 0, job | {"SLURM_JOB_NUM_NODES": "5"})
     assert "--ntasks=8" in odd  # 24 lanes are not for 10 ranks
     assert "--ntasks=1" in supervise.command(sweep, "cache", 0, job)
-    assert supervise.command(sweep, "train", 0, {})[1:4] == ["-u", "-m", "launch.work"]
+
+
+def test_on_this_machine_it_starts_the_work_itself_within_an_allocation_too(sweep: SweepFolder) -> None:
+    entry.save_config(entry.load_config("launch", ["+experiment=demo"]), sweep.config_file("train", 0))
+    assert supervise.command(sweep, "train", 0, {"SLURM_JOB_ID": "7"})[1:4] == ["-u", "-m", "launch.work"]
+
+
+def test_a_task_that_was_cancelled_begins_no_more(sweep: SweepFolder) -> None:
+    sweep.cancel("train", 0)
+    with pytest.raises(SystemExit):
+        supervise.supervise(str(sweep.folder), "train", 0)
+    assert (sweep.outcome("train", 0).state, len(sweep.starts("train", 0))) == ("cancelled", 1)  # type: ignore[union-attr]
+    assert judged(sweep, 143, "REQUEUED").state == "cancelled"
+    assert not sweep.log_file("train", 0).read_text().count("training")
+
+
+def test_a_profiles_own_pythonpath_comes_behind_the_frozen_code() -> None:
+    profile = SlurmConfig(environment={"PYTHONPATH": "/mine", "THREADS": 4})
+    assert supervise.own_environment(profile, {"PYTHONPATH": "/frozen"}) == {
+        "PYTHONPATH": "/frozen:/mine",
+        "THREADS": "4",
+    }
 
 
 def test_a_new_start_forgets_the_last_outcome(sweep: SweepFolder) -> None:
