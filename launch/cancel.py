@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from launch import local, slurm
-from launch.sweep_folder import Outcome, SweepFolder
+from launch.sweep_folder import FINAL, Outcome, SweepFolder
 from saepipe import entry
 from saepipe.errors import UserError, unknown
 
@@ -36,11 +36,16 @@ def cancel(run_dir: str | Path, wanted: str | None = None) -> int:
             f"{wanted} cannot be cancelled alone on this machine, where one process runs all; leave it out, and submit "
             "what is to go on again"
         )
-    left = [(stage, index) for stage, index in found if not _is_over(sweep, stage, index)]
+    left = [task for task in found if (end := sweep.outcome(*task)) is None or end.state not in FINAL]
+    on_cluster = sweep.about["executor"] == "slurm"
+    if on_cluster:  # a job that is over without a word keeps the scheduler's
+        jobs = {task: job for task in left if (job := sweep.stage(task[0]).tasks[task[1]].job_id)}
+        queued = slurm.queued(jobs.values())
+        left = [task for task, job in jobs.items() if job in queued]
     for task in left:  # first, so that nothing that begins meanwhile goes on
         sweep.cancel(*task)
-    if sweep.about["executor"] == "slurm":
-        slurm.cancel([job for stage, index in left if (job := sweep.stage(stage).tasks[index].job_id)])
+    if on_cluster:
+        slurm.cancel([jobs[task] for task in left])
     else:
         local.cancel(sweep, left)
     for task in left:  # of what runs, its own process says so when it has ended
@@ -48,11 +53,6 @@ def cancel(run_dir: str | Path, wanted: str | None = None) -> int:
             sweep.end(*task, Outcome("cancelled", "cancelled by launch.cancel"))
     log.info("cancelled %s of %s; the same launch.submit goes on from what is done", len(left), sweep.run_dir)
     return len(left)
-
-
-def _is_over(sweep: SweepFolder, stage: str, index: int) -> bool:
-    outcome = sweep.outcome(stage, index)
-    return outcome is not None and outcome.state in ("done", "failed")
 
 
 def main() -> None:

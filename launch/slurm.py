@@ -98,10 +98,14 @@ def requeue(job_id: str) -> None:
     raise UserError(f"job {job_id} cannot be requeued: {words(done.stderr)}")
 
 
+def queued(job_ids: Iterable[str]) -> set[str]:
+    """Return those of some jobs that wait or run."""
+    return {job_id for job_id, (word, _) in states(job_ids).items() if word not in OVER}
+
+
 def cancel(job_ids: Sequence[str]) -> None:
-    """Cancel jobs, those that run and those that wait; those that are over stay as they are."""
-    known = states(job_ids)
-    if job_ids := [job_id for job_id in job_ids if known.get(job_id, (OVER[0], ""))[0].split()[0] not in OVER]:
+    """Cancel jobs, those that run and those that wait."""
+    if job_ids:
         done = call("scancel", *job_ids)
         if done.returncode:
             raise UserError(f"scancel refused: {words(done.stderr)}")

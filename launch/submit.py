@@ -92,7 +92,7 @@ def _submit_all(sweep: SweepFolder, graph: list[Stage], config: RunConfig) -> No
     except BaseException:
         queued = [task.job_id for stage in graph for task in stage.tasks if task.job_id]
         try:
-            slurm.cancel(queued)
+            slurm.cancel(list(slurm.queued(queued)))
         except UserError as error:
             log.warning("%s; these jobs are left in the queue: %s", error, " ".join(queued))
         raise
