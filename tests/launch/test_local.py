@@ -90,12 +90,13 @@ def test_a_sweep_runs_in_the_background_with_the_code_it_was_submitted_with(fold
     again = run(folder, "launch.submit", *TINY, "sae=topk", "sae.k=4,8,16")  # what is done is not done again
     assert again.returncode == 0, again.stderr
     lines = wait(folder, "runs/demo")
-    assert [(line["stage"], line["title"]) for line in lines] == [
+    newest = SweepFolder.newest(folder / "runs/demo")
+    assert [(stage.name, task.title) for stage in newest.stages for task in stage.tasks] == [
         *(("train", "sae.k=16"), ("evaluate", "sae.k=16"), ("collect", "sweep")),
     ]
+    assert [line["state"] for line in lines] == ["done"] * 9  # with what the first one did
     assert len((folder / "runs/demo/sweep.csv").read_text().splitlines()) == 4
-    frozen = SweepFolder.newest(folder / "runs/demo")
-    assert "torch==" in frozen.lock.read_text()
+    assert "torch==" in newest.lock.read_text()
 
 
 def test_a_point_that_fails_holds_up_its_own_evaluation_alone_and_cancelling_ends_all(folder: Path) -> None:
