@@ -102,7 +102,8 @@ def command(sweep: SweepFolder, stage: str, index: int, environment: Mapping[str
         ranks = config.trainer.devices
         nodes = fitting(nodes, ranks, config)
     options = [f"--nodes={nodes}", f"--ntasks={nodes * ranks}", f"--ntasks-per-node={ranks}"]
-    options += [f"--cpus-per-task={profile.cpus_per_rank}", "--kill-on-bad-exit=1"]
+    # Unbuffered, else a progress bar, which ends no line, would not be seen.
+    options += [f"--cpus-per-task={profile.cpus_per_rank}", "--kill-on-bad-exit=1", "--unbuffered"]
     return ["srun", *options, *profile.srun_args, *work]
 
 
