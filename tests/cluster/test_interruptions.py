@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from login_desk import PREEMPTIONS, TINY, Desk, Lines, assert_same_bits, of_stage, over, tokens, training
+from login_desk import FULL, PREEMPTIONS, TINY, Desk, Lines, assert_same_bits, of_stage, over, tokens, training
 from slurm_cluster import Cluster
 
 pytestmark = pytest.mark.timeout(900)
@@ -103,6 +103,7 @@ def test_what_is_cancelled_stops_for_good_and_says_so(cluster: Cluster, desk: De
     assert "nothing was submitted" in again.stdout, again.stderr
 
 
+@pytest.mark.skipif(not FULL, reason="a limit of a minute takes minutes; PREEMPTIONS=3 has them")
 def test_a_run_longer_than_its_time_limit_goes_on_in_further_jobs(desk: Desk, store: Path) -> None:
     steps = 5000 * PREEMPTIONS
     keys = [*TINY, f"store.dir={store}", tokens(steps)]
