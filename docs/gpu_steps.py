@@ -2,8 +2,7 @@
 
 The steps of an architecture take turns in one process, a few each, on the same activations, so that noise hits all
 alike; times are medians of CUDA events around them: loss, backward pass, optimizer. A peer that is not installed is
-left out. With
-`pip install sae-lens==6.54.0 eai-sparsify==1.3.3` beside saepipe:
+left out. With `pip install sae-lens==6.54.0 eai-sparsify==1.3.3` beside saepipe:
 
     python docs/gpu_steps.py
     python docs/gpu_steps.py --only topk --profile
@@ -249,7 +248,7 @@ def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", help="architectures to time")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--profile", action="store_true", help="show the kernels of saepipe's steps too")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     for key, value in vars(Sizes()).items():

@@ -87,8 +87,8 @@ def setup(sweep: SweepFolder, profile: SlurmConfig) -> list[str]:
     """Word what a job's shell does before Python starts."""
     path = f"export PYTHONPATH={shlex.quote(str(sweep.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
     given = [f"export {name}={shlex.quote(str(value))}" for name, value in profile.environment.items()]
-    # Without it, the folder that the job begins in comes before the frozen code.
     own = ["set -e", *profile.setup, "set +e"] if profile.setup else []  # a module that is not there ends the job
+    # Without PYTHONSAFEPATH, the folder that the job begins in comes before the frozen code.
     return [*own, *given, path, "export PYTHONSAFEPATH=1"]
 
 

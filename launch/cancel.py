@@ -50,7 +50,7 @@ def cancel(run_dir: str | Path, wanted: str | None = None) -> int:
         local.cancel(sweep, left)
     for task in left:  # of what runs, its own process says so when it has ended
         if not sweep.starts(*task) or sweep.outcome(*task) is not None:
-            sweep.end(*task, Outcome("cancelled", "cancelled by launch.cancel"))
+            sweep.end(*task, Outcome.on_request())
     log.info("cancelled %s of %s; the same launch.submit goes on from what is done", len(left), sweep.run_dir)
     return len(left)
 

@@ -60,7 +60,8 @@ def check(configs: Sequence[RunConfig]) -> PlannedStore:
     _refuse_folders(configs)
     _refuse_different(configs)
     for config in configs:
-        for group, key in ((config.store, "dir"), (config.run, "dir"), (config.train, "init_from")):
+        paths = ((config.store, "dir"), (config.run, "dir"), (config.train, "init_from"), (config.train, "store_copy"))
+        for group, key in paths:
             if (value := getattr(group, key)) is not None:
                 setattr(group, key, str(Path(value).resolve()))
     try:

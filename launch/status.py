@@ -73,13 +73,11 @@ def _line(sweep: SweepFolder, stage: Stage, index: int, known: dict[str, tuple[s
     state, why = ("waiting", "") if not starts else ("running", f"on {starts[-1]['nodes']}")
     if outcome is not None:
         state, why = outcome.state, outcome.why
-    if state in FINAL:
-        why = "" if state == "done" else why
-    elif task.job_id is None:  # here
-        if not local.runner_alive(sweep):
+    if state not in FINAL:
+        if task.job_id is not None:
+            state, why = _of_cluster(sweep, stage, index, known.get(task.job_id), state, why)
+        elif not local.runner_alive(sweep):
             state, why = "failed", "the process that runs the stages is gone; submit the sweep again"
-    else:
-        state, why = _of_cluster(sweep, stage, index, known.get(task.job_id), state, why)
     line = Line(stage.name, task.title, task.job_id or "", state, why, max(0, len(starts) - 1))
     line.last = sweep.last_words(stage.name, index)
     if stage.name == "train":

@@ -90,11 +90,11 @@ def _submit_all(sweep: SweepFolder, graph: list[Stage], config: RunConfig) -> No
             done[stage.name] = stage
             sweep.write(graph)
     except BaseException:
-        queued = [task.job_id for stage in graph for task in stage.tasks if task.job_id]
+        jobs = [task.job_id for stage in graph for task in stage.tasks if task.job_id]
         try:
-            slurm.cancel(list(slurm.queued(queued)))
+            slurm.cancel(list(slurm.queued(jobs)))
         except UserError as error:
-            log.warning("%s; these jobs are left in the queue: %s", error, " ".join(queued))
+            log.warning("%s; these jobs are left in the queue: %s", error, " ".join(jobs))
         raise
 
 

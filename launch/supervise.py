@@ -23,7 +23,6 @@ FRUITLESS = 3
 Those that a preemption cut short do not count: it may come at any time."""
 _CANCELLED = ("CANCELLED", "DEADLINE")
 """States of a job that somebody ends for good."""
-_CANCELLED_HERE = Outcome("cancelled", "cancelled by launch.cancel")
 _REQUEUED = ("PENDING", "PREEMPTED", "REQUEUED", "REQUEUE_HOLD", "NODE_FAIL", "BOOT_FAIL")
 """States of a job that the scheduler requeues itself; in all others (RUNNING, SIGNALING, TIMEOUT) that is done here."""
 _LOOKED_AT_S = 60
@@ -57,7 +56,7 @@ def supervise(folder: str, stage: str, index: int) -> str:
     named = process.name(os.getpid())
     sweep.begin(stage, index, job=job, nodes=here, process=named, progress=marks, tries=number)
     if sweep.is_cancelled(stage, index):  # after the start is written: who cancels looks at it after writing that
-        sweep.end(stage, index, _CANCELLED_HERE)
+        sweep.end(stage, index, Outcome.on_request())
         raise SystemExit(1)
     environment = dict(os.environ)
     for name in _OF_THE_BATCH:
@@ -129,10 +128,10 @@ def judge(code: int, state: str, sweep: SweepFolder, stage: str, index: int) -> 
     if code == 0:
         return Outcome("done")
     if sweep.is_cancelled(stage, index):
-        return _CANCELLED_HERE
-    if state in (*_CANCELLED, *_REQUEUED):
-        if state in _CANCELLED:
-            return Outcome("cancelled", "its job was cancelled")
+        return Outcome.on_request()
+    if state in _CANCELLED:
+        return Outcome("cancelled", "its job was cancelled")
+    if state in _REQUEUED:
         return Outcome("requeued", f"the job was {state}", interrupted=True)
     number = -code if code < 0 else code - 128
     if state != "TIMEOUT" and number not in _STOPPED:

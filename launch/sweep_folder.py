@@ -6,7 +6,9 @@
 - `code/`: saepipe, launch and conf as they were,
 - `requirements.txt`: the versions of every package,
 - `configs/train-0.yaml` and so on: the resolved configuration of each task,
-- `tasks/train-0/` and so on: log.txt, starts.jsonl, outcome.json.
+- `logs/train/` and so on: a cluster's batch scripts, and what they printed,
+- `tasks/train-0/` and so on: log.txt, starts.jsonl, outcome.json, and `cancelled` once it is,
+- `runner`: without a cluster, the process that runs the stages.
 """
 
 import json
@@ -70,6 +72,11 @@ class Outcome:
     time: float = field(default_factory=time.time)
     """When, in seconds since 1970."""
 
+    @classmethod
+    def on_request(cls) -> "Outcome":
+        """What becomes of a task that `launch.cancel` stops."""
+        return cls("cancelled", "cancelled by launch.cancel")
+
 
 class SweepFolder:
     """A submission of a sweep.
@@ -92,10 +99,7 @@ class SweepFolder:
         Raises:
             UserError: Nothing was submitted from there.
         """
-        found = cls._all(Path(run_dir))
-        if not found:
-            raise UserError(f"{run_dir} holds no submitted sweep; python -m launch.submit makes one")
-        return found[-1]
+        return cls.all(run_dir)[0]
 
     @classmethod
     def all(cls, run_dir: str | Path) -> list["SweepFolder"]:
@@ -104,19 +108,16 @@ class SweepFolder:
         Raises:
             UserError: Nothing was submitted from there.
         """
-        return [*cls._all(Path(run_dir))[:-1], cls.newest(run_dir)][::-1]
+        found = [cls(folder) for folder in _numbered(run_dir) if (folder / "sweep.json").exists()]
+        if not found:
+            raise UserError(f"{run_dir} holds no submitted sweep; python -m launch.submit makes one")
+        return found[::-1]
 
     @classmethod
     def next(cls, run_dir: str | Path) -> "SweepFolder":
         """Name the folder of the next submission."""
-        taken = [int(path.name) for path in (Path(run_dir) / "launch").glob("[0-9]*") if path.name.isdigit()]
-        return cls(Path(run_dir).resolve() / "launch" / str(1 + max(taken, default=0)))
-
-    @classmethod
-    def _all(cls, run_dir: Path) -> list["SweepFolder"]:
-        paths = (run_dir / "launch").glob("[0-9]*/sweep.json")
-        numbers = sorted(int(path.parent.name) for path in paths if path.parent.name.isdigit())
-        return [cls(run_dir.resolve() / "launch" / str(number)) for number in numbers]
+        taken = _numbered(run_dir)  # also by one that broke off
+        return cls(Path(run_dir).resolve() / "launch" / str(1 + int(taken[-1].name) if taken else 1))
 
     @property
     def run_dir(self) -> Path:
@@ -129,7 +130,11 @@ class SweepFolder:
         durable.write_text(self._file, json.dumps({**kept, "stages": [asdict(stage) for stage in stages]}, indent=1))
 
     def _read(self) -> dict[str, Any]:
-        kept: dict[str, Any] = _json(self._file, self._file.read_text())
+        try:
+            text = self._file.read_text()
+        except OSError as error:
+            raise UserError(f"{self._file} cannot be read ({error.strerror}); {_CURE}") from None
+        kept = _json(self._file, text)
         if "stages" not in kept:
             raise UserError(f"{self._file} is damaged (no stages); {_CURE}")
         return kept
@@ -233,6 +238,12 @@ class SweepFolder:
         said = [line for line in lines if line and not line.startswith(("srun:", "slurmstepd:"))]
         own = [line.removeprefix("saepipe: ") for line in said[-40:] if line.startswith("saepipe: ")]
         return (own or said or [""])[-1]
+
+
+def _numbered(run_dir: str | Path) -> list[Path]:
+    """The folders of a sweep's submissions, also of those that broke off, in order."""
+    found = [path for path in (Path(run_dir).resolve() / "launch").glob("*") if path.name.isdecimal()]
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def _json(path: Path, text: str) -> dict[str, Any]:

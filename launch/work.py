@@ -43,8 +43,8 @@ def work(sweep: SweepFolder, stage: str, index: int) -> None:
 def _train(config: RunConfig) -> None:
     from saepipe.train import train
 
-    # With slurm.min_nodes it may be fewer than were asked for.
-    config.trainer.num_nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", config.trainer.num_nodes))
+    if config.slurm.executor == "slurm":  # with min_nodes it may be fewer than were asked for
+        config.trainer.num_nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", config.trainer.num_nodes))
     if scratch := config.slurm.of("train").scratch:
         config.train.store_copy = staged(config.store.dir, scratch)
     try:

@@ -95,7 +95,7 @@ class SlurmConfig(Group, group="slurm"):
         """Return the profile with what differs for a stage.
 
         Raises:
-            UserError: A key that is none of a stage's.
+            UserError: A key that is none of a stage's, or a value of another type.
         """
         own, kinds = self.stages.get(stage) or {}, get_type_hints(SlurmConfig)
         known = [item.name for item in fields(self) if item.name not in _OF_ALL_STAGES]

@@ -147,14 +147,13 @@ def open_store(config: RunConfig) -> "Store":
     """
     from saepipe.store import Store
 
+    key = "train.store_copy" if config.train.store_copy else "store.dir"
     folder = Path(config.train.store_copy or config.store.dir)
     if not (folder / "plan.json").is_file():
-        raise UserError(f"store.dir={folder} holds no store; cache it first: {cache_command(config)}")
+        raise UserError(f"{key}={folder} holds no store; cache it first: {cache_command(config)}")
     store = Store.open(folder, complete=False)
     if not store.complete:
-        raise UserError(
-            f"store.dir={folder} is incomplete; go on with the command that began it: {cache_command(config)}"
-        )
+        raise UserError(f"{key}={folder} is incomplete; go on with the command that began it: {cache_command(config)}")
     return Store.open(folder)
 
 
