@@ -99,9 +99,9 @@ def of_stage(lines: Lines, stage: str) -> Lines:
 
 
 def training(lines: Lines) -> bool:
-    """Whether the first point is in its steps, as its bar tells."""
+    """Whether the first point is in its steps: a row is logged (its bar, in a log, moves on only twice a minute)."""
     line = of_stage(lines, "train")[0]
-    return line["state"] == "running" and line["last"].startswith("train:") and " 0%" not in line["last"]
+    return line["state"] == "running" and line["last"].startswith("train:") and line["step"] != ""
 
 
 def tokens(steps: int) -> str:
