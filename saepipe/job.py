@@ -14,12 +14,13 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from saepipe import checkpoints, entry, export, loggers, provenance
+from saepipe import checkpoints, entry, formats, loggers, provenance
 from saepipe.callbacks import Checkpoints, Exports, Measurements
 from saepipe.centre import centre
 from saepipe.config import RunConfig
 from saepipe.errors import UserError, explained
 from saepipe.fitting import fit
+from saepipe.formats import saelens
 from saepipe.heldout import measure
 from saepipe.launched import Launch
 from saepipe.module import SAEModule
@@ -124,7 +125,7 @@ class Job:
             )
             if config.train.init_from:
                 with explained("train.init_from"):
-                    sae.adopt(export.load(config.train.init_from))
+                    sae.adopt(formats.load(config.train.init_from))
         if config.trainer.precision == "64-true":
             sae.double()  # before a checkpoint is loaded, which would lose half of its bits
         train = config.train
@@ -237,7 +238,7 @@ class Job:
             "dataset_path": config.data.path,
             "exclude_special_tokens": config.data.exclude_special_tokens,
         }
-        export.save(point.sae, folder, metadata=metadata, sparsity=point.density)
+        saelens.save(point.sae, folder, metadata=metadata, sparsity=point.density)
 
     def _finish(self, module: SAEModule, begin: int, seconds: float, device: str) -> None:
         """Export the points that are sound, and mark their runs as finished."""

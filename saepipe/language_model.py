@@ -16,8 +16,8 @@ from saepipe.config import ModelConfig
 from saepipe.edits import Edit, check_head, functions, per_token
 from saepipe.errors import UserError, unknown
 from saepipe.hook_names import split_head
+from saepipe.model_files import ModelFiles
 from saepipe.placement import Placement
-from saepipe.pretrained import Pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +31,7 @@ class LanguageModel:
     Use `open`. So a mistyped hook or a missing column costs no download and no loading.
     """
 
-    def __init__(self, config: ModelConfig, files: Pretrained, placement: Placement) -> None:
+    def __init__(self, config: ModelConfig, files: ModelFiles, placement: Placement) -> None:
         """Take the files of a model, and where to run it."""
         self.config = config
         self.name = config.name
@@ -56,7 +56,7 @@ class LanguageModel:
                 device is not there.
         """
         devices = placement.here(config, local_rank=local_rank)
-        model = cls(config, Pretrained.open(config), devices)
+        model = cls(config, ModelFiles.open(config), devices)
         model.check_hooks(config.hooks)
         return model
 

@@ -154,7 +154,7 @@ class Run:
         Raises:
             UserError: It is missing or damaged; training makes it anew from the last checkpoint.
         """
-        from saepipe import export
+        from saepipe import formats
 
         if step is not None:
             there = sorted(int(path.name) for path in self.step_folder(step).parent.glob("[0-9]*"))
@@ -167,9 +167,9 @@ class Run:
                 raise unknown(
                     "evaluate.step", step, map(str, there), "Those are the steps that train.n_checkpoints left."
                 )
-            return export.load(self.step_folder(step))
+            return formats.load(self.step_folder(step))
         try:
-            return export.load(self.sae_folder)
+            return formats.load(self.sae_folder)
         except UserError as error:
             raise UserError(
                 f"{error} (delete {self.summary_file} and run the same train command again: it exports the last "

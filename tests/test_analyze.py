@@ -7,11 +7,12 @@ import pytest
 import torch
 from test_feature_page import unpacked
 
-from saepipe import entry, export
+from saepipe import entry
 from saepipe.analyze import analyze
 from saepipe.config import ModelConfig, StoreConfig
 from saepipe.demo import corpus
 from saepipe.errors import UserError
+from saepipe.formats import saelens
 from saepipe.language_model import LanguageModel
 from saepipe.plan import Plan
 from saepipe.saes.topk import TopKConfig, TopKSAE
@@ -62,7 +63,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, model: LanguageModel) -> Path
     sae.initialise(torch.Generator().manual_seed(0))
     with torch.no_grad():
         sae.b_enc[:DEAD] = -1e9
-    export.save(sae, run / "sae", metadata={"hook_name": HOOK})
+    saelens.save(sae, run / "sae", metadata={"hook_name": HOOK})
     return folder
 
 
@@ -90,7 +91,7 @@ def test_page_agrees_with_brute_force(folder: Path, model: LanguageModel) -> Non
     )
     counted = ~torch.isin(ids, torch.tensor(model.tokenizer.all_special_ids))
     counted[:, 0] = False
-    f = export.load(folder / "run/sae").encode(model.capture(ids, [HOOK])[HOOK]) * counted[..., None]
+    f = saelens.load(folder / "run/sae").encode(model.capture(ids, [HOOK])[HOOK]) * counted[..., None]
     fired = (f > 0).sum((0, 1))
     assert result["live"] == int((fired > 0).sum())
     assert result["dead"] == D_SAE - int((fired > 0).sum())
@@ -135,7 +136,7 @@ def test_a_transcoder_is_looked_at_by_what_it_reads(folder: Path) -> None:
     run(folder)
     page = folder / "run/features/index.html"
     before = unpacked(page.read_text(encoding="utf-8"))
-    sae = export.load(folder / "run/sae")
+    sae = saelens.load(folder / "run/sae")
     keys = {"apply_b_dec_to_input": False, "skip_connection": True, "normalize_activations": "none"}
     transcoder = TopKSAE(TopKConfig(d_sae=D_SAE, k=6, **keys), sae.d_in, 7)
     with torch.no_grad():  # what the autoencoder's encoder does, whose b_dec is zero
@@ -143,7 +144,7 @@ def test_a_transcoder_is_looked_at_by_what_it_reads(folder: Path) -> None:
         transcoder.b_enc.copy_(sae.b_enc)
         transcoder.W_dec[:, 0] = 1.0
     assert not sae.b_dec.any()
-    export.save(transcoder, folder / "run/sae", metadata={"hook_name": HOOK, "hook_name_out": "blocks.2.hook_mlp_out"})
+    saelens.save(transcoder, folder / "run/sae", metadata={"hook_name": HOOK, "hook_name_out": "blocks.2.hook_mlp_out"})
     run(folder)
     html = page.read_text(encoding="utf-8")
     assert unpacked(html) == before
@@ -151,9 +152,9 @@ def test_a_transcoder_is_looked_at_by_what_it_reads(folder: Path) -> None:
 
 
 def test_no_latent_fires(folder: Path) -> None:
-    sae = export.load(folder / "run/sae")
+    sae = saelens.load(folder / "run/sae")
     sae.b_enc.data.fill_(-1e9)
-    export.save(sae, folder / "run/sae", metadata={"hook_name": HOOK})
+    saelens.save(sae, folder / "run/sae", metadata={"hook_name": HOOK})
     result = run(folder)
     assert (result["live"], result["dead"], result["latents_shown"]) == (0, D_SAE, 0)
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from saepipe import entry, export
+from saepipe import entry
 from saepipe.config import StoreConfig
 from saepipe.errors import UserError
 from saepipe.evaluate import evaluate, table
+from saepipe.formats import saelens
 from saepipe.plan import Plan
 from saepipe.runs import Run
 from saepipe.saes.topk import TopKConfig, TopKSAE
@@ -34,7 +35,7 @@ def made(folder: Path, *, held_out: int = 4) -> None:
     entry.save_config(entry.load_config("train", overrides), run.config_file)
     sae = TopKSAE(TopKConfig(d_sae=64, k=4, normalize_activations="none"), D_IN)
     sae.initialise(torch.Generator().manual_seed(0))
-    export.save(sae, run.sae_folder, metadata={"hook_name": HOOK})
+    saelens.save(sae, run.sae_folder, metadata={"hook_name": HOOK})
     run.finish({"steps": 1, "store": {"identity": plan.identity}})
 
 
@@ -73,7 +74,7 @@ def test_a_transcoder_is_measured_at_its_target(tmp_path: Path) -> None:
     as_autoencoder = evaluate(asked(tmp_path))
     sae = TopKSAE(TopKConfig(d_sae=64, k=4, apply_b_dec_to_input=False, skip_connection=True), D_IN, D_IN)
     sae.initialise(torch.Generator().manual_seed(0))
-    export.save(sae, Run(tmp_path / "run").sae_folder, metadata={"hook_name": HOOK, "hook_name_out": TARGET})
+    saelens.save(sae, Run(tmp_path / "run").sae_folder, metadata={"hook_name": HOOK, "hook_name_out": TARGET})
     found = evaluate(asked(tmp_path))
     assert (found["hook"], found["target_hook"]) == (HOOK, TARGET)
     assert found["ce_loss_without_sae"] == pytest.approx(as_autoencoder["ce_loss_without_sae"], rel=1e-5)

@@ -15,9 +15,10 @@ import small_store
 import torch
 from small_runs import HOOK, interrupted
 
-from saepipe import entry, export, saes
+from saepipe import entry, saes
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
+from saepipe.formats import saelens
 from saepipe.heldout import measure
 from saepipe.job import Job
 from saepipe.launched import Launch
@@ -58,7 +59,7 @@ def assert_same_run(one: Path, other: Path, *, metrics: bool = True) -> None:
         first, second = (dict(flat(small_runs.state(run)[kind])) for run in (one, other))
         assert first.keys() == second.keys()
         assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
-    for name in (export.WEIGHTS, export.SPARSITY):
+    for name in (saelens.WEIGHTS, saelens.SPARSITY):
         assert (one / "sae" / name).read_bytes() == (other / "sae" / name).read_bytes()
     if metrics:
         assert rows(one) == rows(other)
@@ -269,8 +270,8 @@ def test_saes_on_the_way_are_those_of_shorter_runs(store: Path, tmp_path: Path) 
     for done in (10, 20):
         run = tmp_path / str(done)
         train(configured(store, run, "batchtopk", f"train.tokens={done * small_runs.BATCH}"))
-        assert export.load(steps / f"{done:09d}").d_sae == 12
-        for name in (export.WEIGHTS, export.SPARSITY):
+        assert saelens.load(steps / f"{done:09d}").d_sae == 12
+        for name in (saelens.WEIGHTS, saelens.SPARSITY):
             assert (steps / f"{done:09d}" / name).read_bytes() == (run / "sae" / name).read_bytes()
 
 
@@ -284,7 +285,7 @@ def test_held_out_figures_join_the_metrics(store: Path, tmp_path: Path) -> None:
         "24": True,
         "30": True,  # the end, in the row of the step's own figures
     }
-    expected = measure(Store.open(store), HOOK, HOOK, export.load(tmp_path / "x" / "sae"))
+    expected = measure(Store.open(store), HOOK, HOOK, saelens.load(tmp_path / "x" / "sae"))
     assert float(found["30"]) == pytest.approx(expected["heldout/explained_variance"], rel=1e-4)
     held_out = {name: value for name, value in summary["metrics"].items() if name.startswith("heldout/")}
     assert held_out == pytest.approx(expected, rel=1e-4)
@@ -300,7 +301,7 @@ def test_a_point_starts_from_an_exported_sae(store: Path, tmp_path: Path, archit
         if (threshold := dict(point.sae.named_buffers()).get("threshold")) is not None:
             threshold.fill_(0.02)
     first._export(0, point, folder)
-    other = export.load(folder)
+    other = saelens.load(folder)
     keys = [f"train.init_from={folder}", "train.seed=5"]
     job = job_of(configured(store, tmp_path / "second", architecture, *keys))
     sae = job._build(0, 0)[0].sae
@@ -340,7 +341,7 @@ def test_what_a_run_cannot_start_from_is_refused_before_it_begins(store: Path, t
     train(configured(store, tmp_path / "first", "standard"))
     start = f"train.init_from={tmp_path / 'first' / 'sae'}"
     for architecture, more, words in (
-        ("standard", [f"train.init_from={tmp_path}"], "is no exported SAE"),
+        ("standard", [f"train.init_from={tmp_path}"], "is no SAE in a format that is known here"),
         ("standard", [start, "sae.d_sae=13"], "d_sae=12, where this run's has 13; change sae.d_sae"),
         ("standard", [start, f"stream.hook={TARGET}"], "d_in=6, where this run's has 4"),
         ("standard", [start, f"stream.target_hook={TARGET}"], "d_out=6, where this run's has 4"),
@@ -371,7 +372,7 @@ def test_a_transcoder_is_trained_resumed_and_exported(
         train(configured(store, tmp_path / "parted", architecture, *keys))
     assert train(configured(store, tmp_path / "parted", architecture, *keys))["resumed_from_step"] == 19
     assert_same_run(tmp_path / "parted", tmp_path / "whole")
-    sae = export.load(tmp_path / "parted" / "sae")
+    sae = saelens.load(tmp_path / "parted" / "sae")
     assert (sae.is_transcoder, sae.d_in, sae.d_out) == (True, *small_store.HOOKS.values())
     assert (sae.metadata["hook_name"], sae.metadata["hook_name_out"]) == (HOOK, TARGET)
     assert (sae.W_skip is not None and bool(sae.W_skip.any())) == (skip == "true")

@@ -11,8 +11,8 @@ import torch
 from saepipe.config import ModelConfig
 from saepipe.errors import UserError
 from saepipe.language_model import LanguageModel
+from saepipe.model_files import ModelFiles
 from saepipe.placement import Placement
-from saepipe.pretrained import Pretrained
 
 HOOK = "blocks.1.hook_resid_post"
 IDS = torch.randint(2, small_models.VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -245,7 +245,7 @@ def test_unknown_paths_are_refused_without_weights(unloadable: Path, hooks: list
 
 
 def test_listed_names_need_no_skeleton(unloadable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pretrained, "skeleton", property(lambda _: pytest.fail("a skeleton is made")))
+    monkeypatch.setattr(ModelFiles, "skeleton", property(lambda _: pytest.fail("a skeleton is made")))
     model = opened(unloadable, HOOK, "blocks.0.attn.hook_z.head.1")
     assert (model.capture_path, model.width(HOOK)) == ("huggingface", small_models.WIDTH)
 
@@ -258,7 +258,7 @@ def test_a_path_does_not_go_with_compatibility_mode(unloadable: Path) -> None:
 def test_code_that_needs_its_weights_is_checked_once_they_are_there(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pretrained, "skeleton", None)
+    monkeypatch.setattr(ModelFiles, "skeleton", None)
     model = opened(folder, PATH)
     assert (model.capture_path, model.width(PATH)) == ("huggingface", small_models.WIDTH)
     with pytest.raises(UserError, match=r"did you mean blocks.1.attn.hook_q"):

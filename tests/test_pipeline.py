@@ -13,8 +13,8 @@ import small_models
 import torch
 from transformers import AutoModelForCausalLM, GemmaConfig
 
-from saepipe import export
 from saepipe.demo import corpus
+from saepipe.formats import saelens
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,7 +86,7 @@ def test_gemma2b_on_a_small_gemma_folder(parquet: Path, tmp_path: Path) -> None:
     assert "python -m saepipe.cache +experiment=gemma2b model.name=gemma" in said
     for verb in ("cache", "train", "evaluate", "analyze"):
         saepipe(verb, *keys, cwd=tmp_path)
-    sae = export.load(tmp_path / "runs/gemma2b/sae")
+    sae = saelens.load(tmp_path / "runs/gemma2b/sae")
     assert (sae.cfg.architecture, sae.d_in, sae.d_sae) == ("standard", 48, 96)
     assert sae.metadata["hook_name"] == "blocks.6.hook_resid_post"
     assert (tmp_path / "runs/gemma2b/eval/metrics.json").is_file()

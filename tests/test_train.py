@@ -16,9 +16,10 @@ import small_store
 import torch
 from safetensors.torch import load_file
 
-from saepipe import entry, export, grid, saes
+from saepipe import entry, grid, saes
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
+from saepipe.formats import saelens
 from saepipe.run_length import in_vain, total_steps
 from saepipe.store import Store
 from saepipe.train import resolved, train
@@ -41,7 +42,7 @@ def configured(store: Path, run: Path, *overrides: str) -> RunConfig:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return dict(export.load(run / "sae").named_parameters())
+    return dict(saelens.load(run / "sae").named_parameters())
 
 
 def test_a_run_leaves_everything_that_the_verbs_after_it_need(store: Path, tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_bf16_mixed_trains_and_keeps_float32_weights(store: Path, tmp_path: Path
     ]
     overrides += ["sae.k=3"] if "k" in vars(saes.architecture(architecture).config_class()) else []
     train(entry.load_config("train", overrides))
-    found = load_file(tmp_path / "sae" / "sae_weights.safetensors")  # as they lie there: `export.load` converts
+    found = load_file(tmp_path / "sae" / "sae_weights.safetensors")  # as they lie there: `saelens.load` converts
     assert {name: value.dtype for name, value in found.items()} == dict.fromkeys(weights(tmp_path), torch.float32)
 
 
@@ -225,7 +226,7 @@ def test_a_transcoder_never_subtracts_its_bias_from_its_input(store: Path, tmp_p
 
 def test_an_autoencoder_has_no_other_hook(store: Path, tmp_path: Path) -> None:
     train(configured(store, tmp_path / "x", f"stream.target_hook={HOOK}"))
-    sae = export.load(tmp_path / "x" / "sae")
+    sae = saelens.load(tmp_path / "x" / "sae")
     assert not sae.is_transcoder
     assert "hook_name_out" not in sae.metadata
 
@@ -376,7 +377,7 @@ def test_train_needs_no_language_model_library(store: Path, tmp_path: Path) -> N
     keys = [*TOPK, f"store.dir={store}", f"run.dir={tmp_path / 'x'}"]
     done = subprocess.run([*program, *keys], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert export.load(tmp_path / "x" / "sae").d_sae == 12
+    assert saelens.load(tmp_path / "x" / "sae").d_sae == 12
 
 
 def test_a_sweep_gives_each_point_its_own_folder(store: Path, tmp_path: Path) -> None:
@@ -385,4 +386,4 @@ def test_a_sweep_gives_each_point_its_own_folder(store: Path, tmp_path: Path) ->
     assert process.returncode == 0, output
     assert {path.name for path in tmp_path.iterdir()} == {"multirun.yaml", "sae.k=2", "sae.k=3"}
     for k in (2, 3):
-        assert export.load(tmp_path / f"sae.k={k}" / "sae").cfg.k == k
+        assert saelens.load(tmp_path / f"sae.k={k}" / "sae").cfg.k == k

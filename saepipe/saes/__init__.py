@@ -13,7 +13,7 @@ from saepipe.saes.base import SAE, Losses, SAEConfig
 
 __all__ = ["SAE", "Losses", "SAEConfig", "architecture", "registered"]
 
-_OTHER_FILES = {"base", "config", "dead", "l1", "ranked", "start", "step"}
+_OTHER_FILES = {"base", "config", "dead", "l1", "ranked", "start", "step", "stored", "token_norm"}
 
 
 def registered() -> list[str]:

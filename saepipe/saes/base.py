@@ -10,9 +10,9 @@ A training step is `loss` and its backward, `before_step`, the optimizer's step,
 `resample`.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from saepipe.errors import UserError
-from saepipe.saes import dead, start
+from saepipe.saes import dead, start, token_norm
 from saepipe.saes.config import SAEConfig
 from saepipe.saes.step import Losses, Pass, Step, warm_up
+from saepipe.saes.stored import Metadata, Stored
 
 __all__ = ["SAE", "Losses", "Pass", "SAEConfig", "Step", "warm_up"]  # what an architecture's file needs
 
 
-class SAE(nn.Module, ABC):
+class SAE(Stored, nn.Module, ABC):
     """A sparse autoencoder, or a transcoder, which predicts the activations of another hook.
 
     Args:
@@ -48,9 +49,13 @@ class SAE(nn.Module, ABC):
 
     def __init__(self, cfg: SAEConfig, d_in: int, d_out: int | None = None) -> None:
         super().__init__()
-        self.cfg: Any = cfg  # Any: each architecture reads its own keys
         self.is_transcoder = d_out is not None
         self.d_in, self.d_out, self.d_sae = d_in, d_out or d_in, cfg.resolve(d_in)
+        self.cfg: Any = copy.copy(cfg)  # Any: each architecture reads its own keys; a copy: it gets this SAE's
+        vars(self.cfg).update(d_in=d_in, d_sae=self.d_sae, metadata=Metadata())
+        self.token_norm = "none"
+        """One of TOKEN_NORMS: what another library normalised each token by."""
+        self._moments: token_norm.Moments | None = None
         if self.is_transcoder and cfg.apply_b_dec_to_input:
             raise UserError(
                 "sae.apply_b_dec_to_input=True does not go with a transcoder, whose b_dec is of another hook than its "
@@ -61,8 +66,6 @@ class SAE(nn.Module, ABC):
                 "sae.skip_connection=True lets an autoencoder copy its input; set it to false, or make it a transcoder "
                 "with stream.target_hook"
             )
-        self.metadata: dict[str, Any] = {}
-        """What it was trained on, where it was loaded from an export."""
         # Stored as [d_sae, d_in]: a latent's weights are one row of memory, which is what sparse gradients write.
         self.W_enc = nn.Parameter(torch.zeros(self.d_sae, d_in).T)
         for name in self.latent_parameters:
@@ -118,7 +121,11 @@ class SAE(nn.Module, ABC):
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Activations of the latents, zero where inactive."""
-        return self._activate(self._hidden_pre(self._centre(self._normalise(x))))
+        return self._activate(self.pre_activations(x))
+
+    def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """What the activation function is given."""
+        return self._hidden_pre(self._centre(self._normalise(x)))
 
     def decode(
         self, f: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*batch d_in"] | None = None
@@ -127,12 +134,23 @@ class SAE(nn.Module, ABC):
 
         Args:
             f: Activations of the latents.
-            x: Raw activations that were encoded, for the skip connection; None (and SAELens) leaves it out.
+            x: Raw activations that were encoded, for the skip connection; None (and SAELens) leaves it out. Where
+                `token_norm` normalises each token, None stands for what `encode` was given last.
         """
         reconstruction = self._reconstruct(f)
-        if self.W_skip is not None and x is not None:
-            reconstruction = reconstruction + self._skip(self._normalise(x))
-        return reconstruction / self.target_scale
+        normalised = None if x is None else self._normalise(x)
+        if self.W_skip is not None and normalised is not None:
+            reconstruction = reconstruction + self._skip(normalised)
+        reconstruction = reconstruction / self.target_scale
+        if self.token_norm == "none":
+            return reconstruction
+        moments = self._moments
+        if moments is None or moments.scale.shape[:-1] != f.shape[:-1]:
+            raise UserError(
+                f"this SAE normalises each token (normalize_activations={self.token_norm}), and latents of shape "
+                f"{list(f.shape)} are not of what was encoded last; give what they are of: decode(f, x)"
+            )
+        return reconstruction * moments.scale + moments.shift
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Encode and decode."""
@@ -260,7 +278,12 @@ class SAE(nn.Module, ABC):
         return 0.0
 
     def _normalise(self, x: Tensor) -> Tensor:
-        return x.to(self.W_enc.dtype) * self.norm_scale
+        x = x.to(self.W_enc.dtype)
+        if x.shape[-1] != self.d_in and x.shape[-2:].numel() == self.d_in:  # heads on an axis of their own: hook_z
+            x = x.flatten(-2)
+        if self.token_norm != "none":
+            x, self._moments = token_norm.normalise(x, self.token_norm)
+        return x * self.norm_scale
 
     def _normalise_target(self, y: Tensor) -> Tensor:
         return y.to(self.W_dec.dtype) * self.target_scale
@@ -298,15 +321,8 @@ class SAE(nn.Module, ABC):
             "d_in": self.d_in,
             "d_sae": self.d_sae,
             "apply_b_dec_to_input": self.cfg.apply_b_dec_to_input,
-            "normalize_activations": "none",
+            "normalize_activations": self.token_norm,
             "reshape_activations": "none",
             **({"d_out": self.d_out} if self.is_transcoder else {}),
         }
         return values, weights
-
-    @classmethod
-    def load(cls, folder: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> "SAE":
-        """Open an exported folder; see `saepipe.export.load`."""
-        from saepipe.export import load
-
-        return load(folder, device=device, dtype=dtype)

@@ -1,6 +1,7 @@
 """Keys that every architecture honours; those of its own are in its own file."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from saepipe.errors import UserError
 from saepipe.keys import Group, key
@@ -48,6 +49,19 @@ class SAEConfig(Group, group="sae"):
     """Resamplings in all; what follows is for the new latents to settle."""
     resample_scale: float = key(0.2, above=0)
     """Norm of a resampled latent's encoder weights, as part of the mean norm of the live ones'."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Find what an SAE's own copy of its configuration knows from elsewhere: `sae.cfg.hook_name`."""
+        metadata = vars(self).get("metadata", {})
+        if name in metadata:
+            return metadata[name]
+        raise AttributeError(f"the configuration of {type(self).architecture} SAEs has no {name}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of its keys; of an SAE's own copy also its widths and its metadata."""
+        own = {name: value for name, value in vars(self).items() if name != "metadata"}
+        metadata = dict(vars(self).get("metadata", {}))
+        return metadata | own | {"metadata": metadata}
 
     def __post_init__(self) -> None:
         """Check that the keys are this architecture's, and their ranges."""

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from saepipe import export, saes
+from saepipe import saes
+from saepipe.formats import saelens
 from saepipe.saes.base import SAE
 
 sae_lens = pytest.importorskip("sae_lens")
@@ -33,7 +34,7 @@ def test_encodes_and_decodes_the_same(name: str, apply_b_dec: bool, tmp_path: Pa
     generator = torch.Generator().manual_seed(0)
     sae.initialise(generator, mean=x.mean(0), norm_scale=0.4)
     trained(sae, generator)
-    export.save(sae, tmp_path / "sae", metadata={"hook_name": "blocks.0.hook_resid_post", "model_name": "gpt2"})
+    saelens.save(sae, tmp_path / "sae", metadata={"hook_name": "blocks.0.hook_resid_post", "model_name": "gpt2"})
     theirs = sae_lens.SAE.load_from_disk(str(tmp_path / "sae"), device="cpu")
     assert theirs.cfg.metadata.hook_name == "blocks.0.hook_resid_post"
     f = sae.encode(x).detach()
@@ -62,7 +63,7 @@ def test_transcoders_do_the_same(name: str, theirs: str, skip: bool, d_out: int,
     sae.initialise(generator, mean=torch.ones(d_out), norm_scale=0.4, target_scale=1.7)
     trained(sae, generator)
     metadata = {"hook_name": "blocks.0.hook_mlp_in", "hook_name_out": "blocks.0.hook_mlp_out", "model_name": "gpt2"}
-    export.save(sae, tmp_path / "sae", metadata=metadata)
+    saelens.save(sae, tmp_path / "sae", metadata=metadata)
     other = sae_lens.SAE.load_from_disk(str(tmp_path / "sae"), device="cpu")
     assert type(other).__name__ == (theirs.replace("Transcoder", "SkipTranscoder") if skip else theirs)
     assert (other.cfg.metadata.hook_name_out, other.d_out) == ("blocks.0.hook_mlp_out", d_out)
@@ -75,7 +76,7 @@ def test_transcoders_do_the_same(name: str, theirs: str, skip: bool, d_out: int,
     # And the other way: what SAELens writes, without a word of ours.
     other.cfg.metadata = type(other.cfg.metadata)(**metadata)
     other.save_model(str(tmp_path / "theirs"))
-    loaded = export.load(tmp_path / "theirs")
+    loaded = saelens.load(tmp_path / "theirs")
     assert (loaded.is_transcoder, loaded.cfg.skip_connection) == (True, skip)
     assert loaded.metadata["hook_name_out"] == "blocks.0.hook_mlp_out"
     torch.testing.assert_close(loaded(x), other(x).detach(), rtol=1e-5, atol=1e-5)

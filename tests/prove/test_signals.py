@@ -93,7 +93,7 @@ def test_sigterm_to_one_rank_stops_both_and_changes_no_bit(store: Path, whole: P
     assert_same(run, whole)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2", "SIGINT", "SIGUSR1"][: 4 if TIMES >= 10 else 2])
 def test_a_signal_to_all_ranks_or_to_their_parent(store: Path, whole: Path, tmp_path: Path, name: str) -> None:
     run, number = tmp_path / "x", getattr(signal, name)
     for twice in (False, True):

@@ -11,7 +11,8 @@ import torch
 import yaml
 from small_saes import D_IN, D_SAE, DEAD, TOKENS, data, make
 
-from saepipe import export, saes
+from saepipe import saes
+from saepipe.formats import saelens
 from saepipe.saes.base import SAE, Step
 
 CONF = Path(__file__).parents[2] / "conf" / "sae"
@@ -175,7 +176,7 @@ def test_state_goes_round_and_the_copy_trains_on_as_fast(name: str) -> None:
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 def test_export_does_the_same_on_raw_activations(name: str, dtype: torch.dtype, limit: float, tmp_path: Path) -> None:
     sae, x = make(name, dtype), data().to(dtype)
-    export.save(sae, tmp_path / "sae", metadata={"hook_name": "blocks.0.hook_resid_post"})
+    saelens.save(sae, tmp_path / "sae", metadata={"hook_name": "blocks.0.hook_resid_post"})
     loaded = SAE.load(tmp_path / "sae", dtype=dtype)
     f = sae.encode(x)
     torch.testing.assert_close(loaded.encode(x), f, rtol=limit, atol=limit)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from small_saes import D_IN, D_OUT, D_SAE, data, make, make_transcoder, targets
 
-from saepipe import export, saes
+from saepipe import saes
 from saepipe.errors import UserError
+from saepipe.formats import saelens
 from saepipe.saes.base import SAE
 
 ARCHITECTURES = pytest.mark.parametrize("name", saes.registered())
@@ -28,8 +29,8 @@ def exported(sae: SAE, folder: Path) -> SAE:
     """Export and open again; an SAE that learns a threshold has that of some training."""
     if "threshold" in dict(sae.named_buffers()):
         sae.get_buffer("threshold").fill_(0.01)
-    export.save(sae, folder, metadata={"hook_name": "blocks.0.hook_resid_post"})
-    return export.load(folder)
+    saelens.save(sae, folder, metadata={"hook_name": "blocks.0.hook_resid_post"})
+    return saelens.load(folder)
 
 
 def assert_same_function(sae: SAE, other: SAE, *, latents: bool = True) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from small_saes import D_IN, D_OUT, D_SAE, DEAD, TOKENS, data, make, make_transcoder, targets
 
-from saepipe import export, saes
+from saepipe import saes
 from saepipe.errors import UserError
+from saepipe.formats import saelens
 from saepipe.saes.base import SAE, Step
 
 pytestmark = pytest.mark.parametrize("name", saes.registered())
@@ -68,14 +69,14 @@ def test_an_exported_transcoder_does_the_same_on_raw_activations(
     name: str, dtype: torch.dtype, limit: float, skip: bool, d_out: int, tmp_path: Path
 ) -> None:
     sae, x = make_transcoder(name, dtype, d_out=d_out, skip_connection=skip), data().to(dtype)
-    export.save(sae, tmp_path / "sae", metadata={"hook_name": "blocks.0.hook_mlp_in", "hook_name_out": "mlp_out"})
+    saelens.save(sae, tmp_path / "sae", metadata={"hook_name": "blocks.0.hook_mlp_in", "hook_name_out": "mlp_out"})
     loaded = SAE.load(tmp_path / "sae", dtype=dtype)
     assert (loaded.is_transcoder, loaded.d_out, loaded.cfg.skip_connection) == (True, d_out, skip)
     f = sae.encode(x)
     torch.testing.assert_close(loaded.encode(x), f, rtol=limit, atol=limit)
     torch.testing.assert_close(loaded.decode(f), sae.decode(f), rtol=limit, atol=limit)
     torch.testing.assert_close(loaded(x), sae(x), rtol=limit, atol=limit)
-    export.save(loaded, tmp_path / "again", metadata=loaded.metadata)
+    saelens.save(loaded, tmp_path / "again", metadata=loaded.metadata)
     torch.testing.assert_close(SAE.load(tmp_path / "again", dtype=dtype)(x), loaded(x))
 
 

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import saepipe
-from saepipe import export, saes
+from saepipe import saes
 from saepipe.errors import UserError
+from saepipe.formats import saelens
 from saepipe.saes.base import SAE
 from saepipe.saes.standard import StandardConfig, StandardSAE
 from saepipe.saes.topk import TopKConfig, TopKSAE
@@ -27,7 +28,7 @@ def make(**values: Any) -> TopKSAE:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    export.save(make(), tmp_path / "sae", metadata={"model_name": "m"}, sparsity=torch.linspace(0, 1, 20))
+    saelens.save(make(), tmp_path / "sae", metadata={"model_name": "m"}, sparsity=torch.linspace(0, 1, 20))
     return tmp_path / "sae"
 
 
@@ -73,7 +74,7 @@ def test_folder_is_what_saelens_opens(folder: Path) -> None:
 def test_standard_keeps_the_norms_of_its_decoder(tmp_path: Path) -> None:
     sae = StandardSAE(StandardConfig(d_sae=20), 8)
     sae.initialise(torch.Generator().manual_seed(0), norm_scale=0.5)
-    export.save(sae, tmp_path, metadata={})
+    saelens.save(sae, tmp_path, metadata={})
     weights = load_file(tmp_path / "sae_weights.safetensors")
     torch.testing.assert_close(weights["W_dec"], sae.W_dec.detach() / 0.5)
     torch.testing.assert_close(weights["W_enc"], sae.W_enc.detach() * 0.5)
@@ -96,13 +97,13 @@ def test_a_head_has_saelens_names_in_the_folder_and_ours_in_python(tmp_path: Pat
         "model.layers.5.mlp.input": ("model.layers.5.mlp.input", None),
     }.items():
         named = {"hook_name": hook, "hook_head_index": None, "hook_name_out": hook}
-        export.save(make(), tmp_path / "one", metadata=named)
-        export.save(make(), tmp_path / "two", metadata=export.load(tmp_path / "one").metadata)
+        saelens.save(make(), tmp_path / "one", metadata=named)
+        saelens.save(make(), tmp_path / "two", metadata=saelens.load(tmp_path / "one").metadata)
         for folder in (tmp_path / "one", tmp_path / "two"):
             metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
             assert (metadata["hook_name"], metadata["hook_head_index"]) == parts
             assert (metadata["hook_name_out"], metadata["hook_head_index_out"]) == parts
-            found = export.load(folder).metadata
+            found = saelens.load(folder).metadata
             assert found["hook_name"] == found["hook_name_out"] == hook
 
 
@@ -123,7 +124,7 @@ def test_a_transcoder_is_named_as_saelens_does(name: str, architecture: str, ski
     cfg = cls.config_class(d_sae=20, apply_b_dec_to_input=False, skip_connection=skip)
     if "k" in vars(cfg):
         cfg.k = 3
-    export.save(cls(cfg, 8, 5), tmp_path, metadata={"hook_name": "a", "hook_name_out": "b"})
+    saelens.save(cls(cfg, 8, 5), tmp_path, metadata={"hook_name": "a", "hook_name_out": "b"})
     config = json.loads((tmp_path / "cfg.json").read_text())
     assert config["architecture"] == (architecture.replace("transcoder", "skip_transcoder") if skip else architecture)
     assert (config["d_in"], config["d_out"], config["apply_b_dec_to_input"]) == (8, 5, False)
@@ -142,49 +143,50 @@ def test_a_transcoder_that_does_not_describe_itself_is_refused(tmp_path: Path) -
         ("architecture", "skip_transcoder"): r"W_skip of shape \(missing\)",
         ("architecture", "skip_topk_transcoder"): "is not known; did you mean .*topk_skip_transcoder",
     }.items():
-        export.save(sae, tmp_path, metadata={})
+        saelens.save(sae, tmp_path, metadata={})
         edit(tmp_path, **dict([changes]))
         with pytest.raises(UserError, match=words):
-            export.load(tmp_path)
+            saelens.load(tmp_path)
 
 
 def test_a_transcoder_without_our_metadata_opens(tmp_path: Path) -> None:
     sae = StandardSAE(StandardConfig(d_sae=20, apply_b_dec_to_input=False, skip_connection=True), 8, 5)
-    export.save(sae, tmp_path, metadata={})
+    saelens.save(sae, tmp_path, metadata={})
     edit(tmp_path, metadata=None, apply_b_dec_to_input=None)
-    loaded = export.load(tmp_path)
+    loaded = saelens.load(tmp_path)
     assert (loaded.is_transcoder, loaded.cfg.skip_connection, loaded.cfg.apply_b_dec_to_input) == (True, True, False)
 
 
 def test_an_sae_of_another_architecture_than_its_training_s_opens(tmp_path: Path) -> None:
     """Keys of the one need not be fit for the other: jumprelu knows no auxk."""
     cls = saes.architecture("batchtopk")
-    export.save(cls(cls.config_class(d_sae=20, k=3.0, dead_method="auxk"), 8), tmp_path, metadata={})
-    loaded = export.load(tmp_path)
+    saelens.save(cls(cls.config_class(d_sae=20, k=3.0, dead_method="auxk"), 8), tmp_path, metadata={})
+    loaded = saelens.load(tmp_path)
     assert (loaded.cfg.architecture, loaded.cfg.dead_method) == ("jumprelu", "none")
     assert loaded.metadata["training_architecture_details"]["dead_method"] == "auxk"
 
 
 def test_folder_without_our_metadata_opens(folder: Path) -> None:
     edit(folder, metadata=None)
-    assert export.load(folder).cfg.k == 3
+    assert saelens.load(folder).cfg.k == 3
 
 
 def test_second_export_replaces_the_first(folder: Path) -> None:
     sae = StandardSAE(StandardConfig(d_sae=10), 8)
-    export.save(sae, folder, metadata={})
-    assert export.load(folder).d_sae == 10
+    saelens.save(sae, folder, metadata={})
+    assert saelens.load(folder).d_sae == 10
     assert not (folder / "sparsity.safetensors").exists()
 
 
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
-from saepipe import durable, export
+from saepipe import durable
+from saepipe.formats import saelens
 from saepipe.saes.standard import StandardConfig, StandardSAE
 folder, names, commit = Path(sys.argv[1]), sys.argv[2:], durable.commit
 def save(d_sae):
-    export.save(StandardSAE(StandardConfig(d_sae=d_sae), 8), folder, metadata={}, sparsity=torch.zeros(d_sae))
+    saelens.save(StandardSAE(StandardConfig(d_sae=d_sae), 8), folder, metadata={}, sparsity=torch.zeros(d_sae))
 for name in names:
     save(20)
     if not (child := os.fork()):
@@ -193,11 +195,11 @@ for name in names:
         save(10)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     try:
-        print(name, export.load(folder).d_sae)
-    except export.UserError as error:
+        print(name, saelens.load(folder).d_sae)
+    except saelens.UserError as error:
         print(name, str(error).split(", ")[1].split(";")[0])
 save(10)
-print("then", export.load(folder).d_sae)
+print("then", saelens.load(folder).d_sae)
 """
 
 
@@ -213,10 +215,10 @@ def test_killed_export_never_opens_as_a_mixture(tmp_path: Path) -> None:
 
 def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere is no exported SAE"):
-        export.load(tmp_path / "nowhere")
+        saelens.load(tmp_path / "nowhere")
     (folder / "sae_weights.safetensors").unlink()
     with pytest.raises(UserError, match=r"it has no sae_weights\.safetensors"):
-        export.load(folder)
+        saelens.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -230,14 +232,15 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
         ({"metadata": []}, ["no valid metadata"]),
         ({"k": 21}, ["cfg.json does not describe a topk SAE", "sae.k=21"]),
         ({"normalize_activations": "expected_average_only_in"}, ["normalize_activations=expected_average_only_in"]),
-        ({"reshape_activations": "hook_z"}, ["reshape_activations=hook_z"]),
+        ({"normalize_activations": "covariance_whitening"}, ["normalize_activations=covariance_whitening"]),
+        ({"reshape_activations": "by_token"}, ["reshape_activations=by_token"]),
         ({"d_sae": 21}, ["W_enc of shape (8, 20)", "(8, 21)"]),
     ],
 )
 def test_impossible_configurations_are_refused(folder: Path, changes: dict[str, Any], words: list[str]) -> None:
     edit(folder, **changes)
     with pytest.raises(UserError) as caught:
-        export.load(folder)
+        saelens.load(folder)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -245,7 +248,7 @@ def test_impossible_configurations_are_refused(folder: Path, changes: dict[str, 
 def test_damaged_configuration_is_refused(folder: Path, content: bytes) -> None:
     (folder / "cfg.json").write_bytes(content)
     with pytest.raises(UserError, match=r"cfg\.json is damaged"):
-        export.load(folder)
+        saelens.load(folder)
 
 
 def test_damaged_weights_are_refused(folder: Path) -> None:
@@ -254,18 +257,18 @@ def test_damaged_weights_are_refused(folder: Path) -> None:
     for content in (b"", whole[:-1], bytes(len(whole))):
         path.write_bytes(content)
         with pytest.raises(UserError, match="damaged"):
-            export.load(folder)
+            saelens.load(folder)
     without = {name: value for name, value in weights.items() if name != "b_enc"}
     save_file(without, path)
     with pytest.raises(UserError, match=r"b_enc of shape \(missing\)"):
-        export.load(folder)
+        saelens.load(folder)
     save_file(weights | {"threshold": torch.zeros(20)}, path)
     with pytest.raises(UserError, match=r"threshold .* \(no such tensor\)"):
-        export.load(folder)
+        saelens.load(folder)
     weights["b_dec"][3] = torch.nan
     save_file(weights, path)
     with pytest.raises(UserError, match=r"b_dec .* NaN"):
-        export.load(folder)
+        saelens.load(folder)
 
 
 def test_diverged_sae_is_not_exported_over_a_good_one(folder: Path) -> None:
@@ -273,5 +276,5 @@ def test_diverged_sae_is_not_exported_over_a_good_one(folder: Path) -> None:
     with torch.no_grad():
         sae.W_enc[0, 0] = torch.inf
     with pytest.raises(UserError, match="W_enc"):
-        export.save(sae, folder, metadata={})
-    assert export.load(folder).d_sae == 20
+        saelens.save(sae, folder, metadata={})
+    assert saelens.load(folder).d_sae == 20

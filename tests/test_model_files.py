@@ -10,8 +10,8 @@ import torch
 
 from saepipe.config import ModelConfig
 from saepipe.errors import UserError
+from saepipe.model_files import ModelFiles
 from saepipe.placement import Placement
-from saepipe.pretrained import Pretrained
 
 CPU = Placement(torch.device("cpu"))
 
@@ -21,8 +21,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_models.make(tmp_path_factory.mktemp("model") / "gpt2", "gpt2")
 
 
-def opened(folder: Path, **keys: object) -> Pretrained:
-    return Pretrained.open(ModelConfig(name=str(folder), **keys))
+def opened(folder: Path, **keys: object) -> ModelFiles:
+    return ModelFiles.open(ModelConfig(name=str(folder), **keys))
 
 
 def test_identity_follows_the_weights(folder: Path, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_missing_weights_are_not_made_up(folder: Path, tmp_path: Path) -> None:
 
 def test_hub_id_offline() -> None:
     with pytest.raises(UserError, match=r"the hub cannot be reached .*`hf download owner/absent`.*HF_HUB_OFFLINE=1"):
-        Pretrained.open(ModelConfig(name="owner/absent"))
+        ModelFiles.open(ModelConfig(name="owner/absent"))
 
 
 def configured(folder: Path, **keys: object) -> None:

@@ -25,14 +25,21 @@ from saepipe import durable, saes
 from saepipe.errors import UserError, unknown
 from saepipe.hook_names import split_head, with_head
 from saepipe.saes.base import SAE
+from saepipe.saes.token_norm import TOKEN_NORMS
 
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 # SAELens drops the metadata of what says an older version than 6, and takes the folder for one of its own old ones.
 # This is the version that the folder was checked against: it opens there, and encodes and decodes the same.
 SAE_LENS_VERSION = "6.54.0"
+SIGN = f"{CONFIG} and {WEIGHTS}"
 _UNSCALED = {"norm_scale": torch.ones(()), "target_scale": torch.ones(())}
 _HOOKS = {"hook_name": "hook_head_index", "hook_name_out": "hook_head_index_out"}
 """Keys of the metadata that name a hook -> those that SAELens names a single head of it by."""
+
+
+def recognises(path: Path) -> bool:
+    """Whether SAELens, or saepipe, wrote a folder."""
+    return (path / WEIGHTS).is_file()
 
 
 def save(
@@ -79,7 +86,7 @@ def save(
     durable.write_text(folder / CONFIG, text)
 
 
-def load(folder: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> SAE:
+def load(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> SAE:
     """Open an exported SAE: ours, or one that SAELens wrote.
 
     Args:
@@ -101,6 +108,9 @@ def load(folder: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.
     sae = _build(config, folder / CONFIG).to(dtype)  # before the weights come, so that float64 stays what it was
     sae.load_state_dict(_read_weights(folder / WEIGHTS, sae) | _UNSCALED)
     sae.metadata = _with_head_in_name(config["metadata"])
+    sae.token_norm = config["normalize_activations"]
+    if (folder / SPARSITY).is_file():
+        sae.log_sparsity = _read_sparsity(folder / SPARSITY, sae.d_sae)
     return sae.to(device).requires_grad_(False)
 
 
@@ -119,7 +129,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         if not isinstance(config.get(key), kind) or (kind is int and config[key] < 1):
             raise UserError(f"{path} has no valid {key} (found {config.get(key)}); export again, with SAELens >= 6")
     for key in ("normalize_activations", "reshape_activations"):
-        if config.get(key, "none") != "none":
+        known = TOKEN_NORMS if key == "normalize_activations" else ("none", "hook_z")  # joining heads needs no telling
+        if config.setdefault(key, "none") not in known:
             raise UserError(f"{path} says {key}={config[key]}, which is not in the weights; fold it and write none")
     return config
 
@@ -182,6 +193,16 @@ def _read_weights(path: Path, sae: SAE) -> dict[str, Tensor]:
             )
     _check_finite(weights, str(path), "export the SAE again")
     return weights
+
+
+def _read_sparsity(path: Path, d_sae: int) -> Tensor:
+    try:
+        logs = load_file(path)["sparsity"]
+    except (SafetensorError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}); export the SAE again, or delete the file") from error
+    if tuple(logs.shape) != (d_sae,):
+        raise UserError(f"{path} is of {tuple(logs.shape)} latents, not of {d_sae}; export again, or delete the file")
+    return logs
 
 
 def _check_finite(weights: dict[str, Tensor], where: str, cure: str) -> None:

@@ -1,0 +1,101 @@
+"""SAEs of this and other libraries, in folders: one file per library, and a folder says itself which one wrote it.
+
+Each file has the same three functions, of which `save` is there where we write the format:
+
+    recognises(path) -> bool                          does this look like one of its folders (or files)?
+    load(path, *, device, dtype) -> SAE               takes raw activations, and knows its metadata
+    save(sae, folder, *, metadata, sparsity)          refuses what the format cannot say, and never bends it
+
+Whatever a layout normalises activations by is in the weights that `load` gives, or in `token_norm`, or the folder is
+refused: an SAE is never opened with other numbers than it was trained with.
+"""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saepipe.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from saepipe.saes.base import SAE
+
+FORMATS = ("saelens",)
+"""Names of the files, in the order in which they are asked whether a folder is theirs."""
+WRITTEN = ("saelens",)
+"""Those that have a `save`."""
+
+
+def detect(path: str | Path) -> str:
+    """Say in which format a folder or file is.
+
+    Raises:
+        UserError: It is not there, or in none of them; the message says what each one looks for.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give the folder of an SAE, such as the sae folder of a finished run")
+    for name in FORMATS:
+        if _module(name).recognises(path):
+            return name
+    signs = "; ".join(f"{name}: {_module(name).SIGN}" for name in FORMATS)
+    raise UserError(f"{path} is no SAE in a format that is known here; give a folder or file with one of {signs}")
+
+
+def load(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> "SAE":
+    """Open an SAE in any format.
+
+    Args:
+        path: Folder or file.
+        format: Name of the format; None finds out.
+        device: Where to put it.
+        dtype: Type of the weights.
+
+    Raises:
+        UserError: It is missing, damaged, in an unknown format, or says something that this library cannot keep.
+    """
+    name = detect(path) if format is None else format
+    if name not in FORMATS:
+        raise unknown("format", name, FORMATS)
+    sae: SAE = _module(name).load(path, device=device, dtype=dtype)
+    return sae
+
+
+def save(
+    sae: "SAE",
+    folder: str | Path,
+    *,
+    format: str = "saelens",
+    metadata: dict[str, Any] | None = None,
+    sparsity: Float[Tensor, " d_sae"] | None = None,
+) -> None:
+    """Write an SAE for another library, so that it takes raw activations there too.
+
+    Args:
+        sae: The SAE; it stays as it is.
+        folder: Where to.
+        format: One of WRITTEN.
+        metadata: What it was trained on; None is its own.
+        sparsity: Fraction of the tokens on which each latent fired; None is its own.
+
+    Raises:
+        UserError: The format has no way to say what this SAE is.
+    """
+    if format not in WRITTEN:
+        raise unknown("format", format, WRITTEN)
+    if sparsity is None and sae.log_sparsity is not None:
+        sparsity = 10**sae.log_sparsity
+    _module(format).save(sae, folder, metadata=sae.metadata if metadata is None else metadata, sparsity=sparsity)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,113 @@
+"""What an SAE is beside its tensors: what it was trained on, how often its latents fire, where it is kept."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from saepipe.saes.base import SAE
+
+
+class Metadata(dict[str, Any]):
+    """What an SAE was trained on, under SAELens's names, as keys and as attributes: `metadata.hook_name`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the metadata has no {name}; it has {', '.join(self) or 'nothing'}") from None
+
+
+class Stored:
+    """The part of an SAE that knows of folders and releases; `sae, cfg_dict, sparsity = sae` takes it apart."""
+
+    cfg: Any
+    log_sparsity: Float[Tensor, " d_sae"] | None = None
+    """log10 of the fraction of tokens on which each latent fired, where the export has it."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """What it was trained on, where it was loaded from an export."""
+        found: Metadata = self.cfg.metadata
+        return found
+
+    @metadata.setter
+    def metadata(self, values: dict[str, Any]) -> None:
+        self.cfg.metadata = Metadata(values)
+
+    @property
+    def cfg_dict(self) -> dict[str, Any]:
+        """Its configuration with its metadata, flat, as SAELens's `cfg_dict` has it."""
+        return self.cfg.to_dict()
+
+    def __iter__(self) -> Iterator[Any]:
+        """Give SAE, configuration and sparsity, as SAELens's `from_pretrained` did before version 6."""
+        yield from (self, self.cfg_dict, self.log_sparsity)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        release: str,
+        sae_id: str | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype | str = torch.float32,
+        *,
+        revision: str | None = None,
+        force_download: bool = False,
+    ) -> "SAE":
+        """Load a published SAE; see `saepipe.pretrained.load`."""
+        from saepipe import pretrained
+
+        sae: SAE = pretrained.load(
+            release, sae_id, device=device, dtype=_dtype(dtype), revision=revision, force_download=force_download
+        )
+        return sae
+
+    @classmethod
+    def from_pretrained_with_cfg_and_sparsity(
+        cls, release: str, sae_id: str | None = None, device: str = "cpu", **options: Any
+    ) -> tuple["SAE", dict[str, Any], Tensor | None]:
+        """Load a published SAE and take it apart: the SAE, its configuration, log10 of how often its latents fire."""
+        sae = cls.from_pretrained(release, sae_id, device, **options)
+        return sae, sae.cfg_dict, sae.log_sparsity
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32
+    ) -> "SAE":
+        """Open a folder or file in any format that is read here; see `saepipe.formats.load`."""
+        from saepipe.formats import load
+
+        return load(folder, device=device, dtype=_dtype(dtype))
+
+    @classmethod
+    def load_from_disk(
+        cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str | None = None
+    ) -> "SAE":
+        """Do as `load`, by SAELens's name."""
+        return cls.load(path, device=device, dtype=dtype or torch.float32)
+
+    def save_model(self: Any, path: str | Path, sparsity: Float[Tensor, " d_sae"] | None = None) -> tuple[Path, Path]:
+        """Write the SAE in SAELens's format, by SAELens's name.
+
+        Args:
+            path: Folder to write to.
+            sparsity: Fraction of tokens on which each latent fired; None keeps what was loaded.
+
+        Returns:
+            The files of the weights and of the configuration.
+        """
+        from saepipe.formats import saelens
+
+        if sparsity is None and self.log_sparsity is not None:
+            sparsity = 10**self.log_sparsity
+        saelens.save(self, path, metadata=self.metadata, sparsity=sparsity)
+        return Path(path) / saelens.WEIGHTS, Path(path) / saelens.CONFIG
+
+
+def _dtype(given: torch.dtype | str) -> torch.dtype:
+    return given if isinstance(given, torch.dtype) else getattr(torch, given.removeprefix("torch."))
