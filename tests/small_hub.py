@@ -90,11 +90,13 @@ class SmallHub:
                 if words[-2:] == ["repos", "create"]:
                     given = json.loads(body)
                     repo = f"{given.get('organization') or 'owner'}/{given['name']}"
-                    if given.get("private"):
+                    if given.get("private") or given.get("visibility") == "private":
                         hub.private.add(repo)
                     known = repo in hub.repositories
                     hub.repositories.setdefault(repo, {})
                     return self.say({"url": f"{hub.address}/{repo}"}, 409 if known else 200)
+                if words[-1] == "validate-yaml":
+                    return self.say({"errors": [], "warnings": []})
                 repo = "/".join(words[2:4])
                 if "preupload" in words:
                     files = [
