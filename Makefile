@@ -21,7 +21,7 @@ PREEMPTIONS ?= 3
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model check format test prove test-cluster test-gpu test-tl3 peers ground-truth wheel clean clean-all
+.PHONY: help setup docs demo demo-model check format test prove test-cluster test-gpu test-tl3 peers ground-truth wheel clean clean-all
 
 help: ## List the verbs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ test-tl3: $(PEERS)/installed ## Run the tests in the peers' environment, which h
 
 ground-truth: $(PEERS)/installed ## Train on samples of known features beside SAELens, and print the table of docs/ground_truth.md
 	$(PEERS)/bin/python docs/ground_truth.py $(ARGS)
+
+docs: $(READY) ## Build the API reference into build/docs
+	$(BIN)/python docs/api.py
 
 check: $(READY) ## Lint, formatting, types and layers
 	$(BIN)/ruff check .
