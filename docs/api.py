@@ -8,6 +8,7 @@ from pathlib import Path
 import pdoc
 
 import saepipe
+from saepipe import saes
 
 OUT = Path(__file__).parents[1] / "build" / "docs"
 
@@ -23,8 +24,9 @@ def build(out: Path) -> list[str]:
     """
     for name in saepipe.__all__:  # the front door imports what is behind a name when it is first used
         vars(saepipe)[name] = getattr(saepipe, name)
-    # pdoc walks packages itself, but for one with `__all__`, in which our modules are not.
-    names = ["saepipe", "launch", *(f"saepipe.{module.name}" for module in pkgutil.iter_modules(saepipe.__path__))]
+    names = ["saepipe", "launch"]
+    for package in (saepipe, saes):  # pdoc walks packages itself, but for those whose `__all__` names no modules
+        names += [module.name for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
     if find_spec("triton") is None:  # its kernels cannot be imported without
         names.remove("saepipe.sparse_triton")
     pdoc.render.configure(docformat="google")
