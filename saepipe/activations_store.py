@@ -190,6 +190,7 @@ class ActivationsStore:
         for name, value in values.items():
             if value is None and name not in options:
                 raise UserError(f"the SAE's metadata has no {name}; give it, as {name}=")
+        prepend_bos = getattr(known, "prepend_bos", None)
         others: dict[str, Any] = {
             "prepend_bos": True if prepend_bos is None else prepend_bos,
             "seqpos_slice": getattr(known, "seqpos_slice", None) or (None,),
