@@ -20,7 +20,7 @@ from saepipe.edits import per_token
 from saepipe.encoding import Encoder
 from saepipe.errors import UserError
 from saepipe.hook_names import split_head, with_head
-from saepipe.in_memory import source_of
+from saepipe.in_memory import ANY_COLUMN, source_of
 from saepipe.token_store import ordinary
 from saepipe.tokens import Reading
 
@@ -90,7 +90,7 @@ class ActivationsStore:
         self.store_batch_size_prompts, self.n_batches_in_buffer = store_batch_size_prompts, n_batches_in_buffer
         self.train_batch_size_tokens = train_batch_size_tokens
         data = data or DataConfig(
-            column=column or "",
+            column=column or ANY_COLUMN,
             context_size=context_size,
             prepend_bos=prepend_bos,
             pack=pack is not False,

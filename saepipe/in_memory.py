@@ -11,24 +11,22 @@ from saepipe.config import DataConfig
 from saepipe.errors import UserError
 from saepipe.sources import Source
 
-COLUMNS = ("text", "tokens", "input_ids")
-"""Columns that are looked for, in this order, where none is named."""
+ANY_COLUMN = "text|tokens|input_ids"
+"""What `data.column` is here where none is named: the first of these that is there."""
 
 
 def open_source(data: DataConfig, *, seed: int) -> Source:
-    """Open data as `Source.open` does; with an empty `data.column`, the first of COLUMNS that it has.
+    """Open data as `Source.open` does, at the first of several columns that it has.
 
     Args:
-        data: The data group of a configuration.
+        data: The data group of a configuration; its `column` may be several, such as ANY_COLUMN.
         seed: Decides which documents are held out.
 
     Raises:
         UserError: There is no such data, or it has no such column.
     """
-    if data.column:
-        return Source.open(data, seed=seed)
     error: UserError | None = None
-    for column in COLUMNS:
+    for column in data.column.split("|"):
         try:
             return Source.open(replace(data, column=column), seed=seed)
         except UserError as refused:
@@ -45,7 +43,7 @@ def source_of(dataset: Any, data: DataConfig, *, seed: int, tokens_apart: bool) 
     Args:
         dataset: Path or hub id, a `datasets.Dataset`, a list or other iterable of texts or of token ids; None is what
             the data group names.
-        data: How it is read; with an empty `column`, the first of COLUMNS that is there.
+        data: How it is read; its `column` may be several, as for `open_source`.
         seed: Decides which documents are held out.
         tokens_apart: Do not join lists of token ids that were given here.
 
@@ -69,7 +67,8 @@ def _in_memory(dataset: Any, data: DataConfig, seed: int) -> Source:
     else:
         first = next(iter(rows), None)
         names = list(first) if isinstance(first, dict) else []
-    column = data.column or next((name for name in COLUMNS if name in names), COLUMNS[0])
+    columns = data.column.split("|")
+    column = next((name for name in columns if name in names), columns[0])
     data = replace(data, path=label, column=column)
     values = (
         partial(data_files.values, rows, column) if hasattr(rows, "column_names") else partial(_values, rows, column)
