@@ -6,9 +6,9 @@
 
 A run caches activations in a store (in `stores/`, or in `stores/` beside `checkpoint_path`), trains from it, and
 measures the SAE; its folder is `checkpoint_path`, or `runs/<name>`. The same configuration again goes on, or finds all
-done; one that differs in training alone uses the same store. `saepipe.saelens_names` says what becomes of each name, and
-the log which of those given have no effect. What is not given is SAELens 6's default, where it changes results and there
-is a key for it; without model_name and dataset_path the demo stands in.
+done; one that differs in training alone uses the same store. `saepipe.saelens_names` says what becomes of each name,
+and the log which of those given have no effect. What is not given is SAELens 6's default, where it changes results and
+there is a key for it; without model_name and dataset_path the demo stands in.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from saepipe.config import RunConfig
 from saepipe.errors import UserError, unknown
 from saepipe.in_memory import open_source
 from saepipe.language_model import LanguageModel
-from saepipe.runs import Run
+from saepipe.runs import PLACES_MODEL, Run
 from saepipe.saelens_names import ALIASES, DEFAULTS, KNOWN, translate
 from saepipe.saes.base import SAE
 
@@ -146,13 +146,11 @@ class LanguageModelSAERunnerConfig(_Names):
         """Translate into our dotted keys; also tells the given names that have no effect -> why."""
         keys, ignored = translate(self.given, self._width)
         keys |= self.keys
-        name = f"{keys['sae.architecture']}-{_digest(keys, ())}"
-        run = keys.setdefault("run.name", name)
+        run = keys.setdefault("run.name", f"{keys['sae.architecture']}-{_digest(keys)}")
         beside = Path(keys["run.dir"]).parent if "run.dir" in keys else Path()
         keys.setdefault("run.dir", f"runs/{run}")
-        of_store = {key: value for key, value in keys.items() if key.startswith(("model.", "data.", "store."))}
-        model = Path(str(keys["model.name"])).name
-        keys.setdefault("store.dir", str(beside / "stores" / f"{model}-{_digest(of_store, ('model.device',))}"))
+        if "store.dir" not in keys:
+            keys["store.dir"] = str(beside / "stores" / _store_name(_config(keys)))
         return keys, ignored
 
     def _width(self) -> int:
@@ -258,13 +256,25 @@ def _config(keys: Mapping[str, Any]) -> RunConfig:
             if name not in known:
                 raise unknown("saepipe key", f"{group}.{name}", [f"{group}.{other}" for other in known])
         setattr(whole, group, replace(getattr(whole, group), **values))
-    whole.overrides = [
-        f"{key}={'null' if value is None else str(value).replace(' ', '')}" for key, value in keys.items()
-    ]
+    whole.overrides = [f"{'sae' if key == 'sae.architecture' else key}={_shown(keys[key])}" for key in keys]
     return entry.settled(whole)
 
 
-def _digest(keys: Mapping[str, Any], without: tuple[str, ...]) -> str:
-    """Name what decides a result, so that another one has another folder."""
-    kept = {key: value for key, value in keys.items() if not key.startswith((*_NO_IDENTITY, *without))}
+def _shown(value: Any) -> str:
+    """Write a value as one types it on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
+    return "null" if value is None else str(value)
+
+
+def _digest(keys: Mapping[str, Any]) -> str:
+    """Name what decides a run, so that another one has another folder."""
+    kept = {key: value for key, value in keys.items() if not key.startswith(_NO_IDENTITY)}
     return hashlib.sha256(repr(sorted(kept.items())).encode()).hexdigest()[:8]
+
+
+def _store_name(config: RunConfig) -> str:
+    """Name a store by what decides its bytes."""
+    model = replace(config.model, **{key: getattr(ModelConfig(), key) for key in PLACES_MODEL})
+    identity = hashlib.sha256(repr((model, config.data, replace(config.store, dir="-"))).encode()).hexdigest()
+    return f"{Path(model.name).name}-{identity[:8]}"
