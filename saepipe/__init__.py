@@ -6,7 +6,8 @@ if TYPE_CHECKING:
     from saepipe.activations_store import ActivationsStore
     from saepipe.saelens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, SAETrainingRunner
     from saepipe.saes.base import SAE
-    from saepipe.saes.base import SAE as TrainingSAE
+
+    TrainingSAE = SAE
 
 __all__ = [
     "SAE",

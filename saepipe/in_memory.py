@@ -1,6 +1,6 @@
 """Data that a user has at hand, in memory or by its name, as the source that tokens are made from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -80,7 +80,7 @@ def _in_memory(dataset: Any, data: DataConfig, seed: int) -> Source:
     return replace(source, kind=type(document))
 
 
-def _values(rows: Sequence[Any], column: str, first: int = 0) -> Iterator[Any]:
+def _values(rows: Iterable[Any], column: str, first: int = 0) -> Iterator[Any]:
     """Give texts, and token ids as lists, whatever array they are in."""
     for row in islice(iter(rows), first, None):
         value = data_files.field(row, column) if isinstance(row, dict) else row

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from saepipe import cache, entry, evaluate, train
-from saepipe.config import RunConfig
+from saepipe.config import ModelConfig, RunConfig
 from saepipe.errors import UserError, unknown
 from saepipe.in_memory import open_source
 from saepipe.language_model import LanguageModel
