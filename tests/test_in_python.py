@@ -1,4 +1,4 @@
-"""The verbs as functions, as in a notebook: configurations put together in Python, twice, in threads and event loops."""
+"""The verbs as functions, as in a notebook: configurations made in Python, twice, in threads and in event loops."""
 
 import asyncio
 import signal
