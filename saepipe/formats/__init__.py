@@ -1,6 +1,6 @@
 """SAEs of this and other libraries, in folders: one file per library, and a folder says itself which one wrote it.
 
-Each file has the same three functions, of which `save` is there where we write the format:
+Each file of FORMATS has the same three functions, of which `save` is there where we write the format:
 
     recognises(path) -> bool                          does this look like one of its folders (or files)?
     load(path, *, device, dtype) -> SAE               takes raw activations, and knows its metadata
@@ -23,9 +23,9 @@ from saepipe.errors import UserError, unknown
 if TYPE_CHECKING:
     from saepipe.saes.base import SAE
 
-FORMATS = ("saelens",)
+FORMATS = ("saelens", "sparsify", "dictionary_learning", "llama_scope", "gemma_scope", "openai")
 """Names of the files, in the order in which they are asked whether a folder is theirs."""
-WRITTEN = ("saelens",)
+WRITTEN = ("saelens", "sparsify", "dictionary_learning")
 """Those that have a `save`."""
 
 
@@ -88,10 +88,13 @@ def save(
         sparsity: Fraction of the tokens on which each latent fired; None is its own.
 
     Raises:
-        UserError: The format has no way to say what this SAE is.
+        UserError: The format has no way to say what this SAE is, or the folder has one in another format.
     """
     if format not in WRITTEN:
         raise unknown("format", format, WRITTEN)
+    other = next((name for name in FORMATS if name != format and _module(name).recognises(Path(folder))), None)
+    if other:
+        raise UserError(f"{folder} has an SAE in the format {other}, which this would mix with; choose another folder")
     if sparsity is None and sae.log_sparsity is not None:
         sparsity = 10**sae.log_sparsity
     _module(format).save(sae, folder, metadata=sae.metadata if metadata is None else metadata, sparsity=sparsity)

@@ -23,6 +23,7 @@ from saepipe.errors import UserError, unknown
 from saepipe.formats import reading, writing
 from saepipe.formats.reading import Found
 from saepipe.saes.base import SAE
+from saepipe.saes.matryoshka import MatryoshkaSAE
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 SIGN = f"{CONFIG} and {WEIGHTS}"
@@ -80,7 +81,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
     name = reading.value(trainer, "dict_class", str, config_path)
     if name not in CLASSES:
         raise unknown("dict_class", name, CLASSES, f"It is from {config_path}.")
-    buffer = config.get("buffer") if isinstance(config.get("buffer"), dict) else {}
+    buffer: Any = config.get("buffer")
+    buffer = buffer if isinstance(buffer, dict) else {}
     if buffer.get("io") == "in_and_out":
         raise UserError(f"{config_path} is of a transcoder, which nothing here reads from this format; choose an SAE")
     kind = CLASSES[name]
@@ -133,6 +135,7 @@ def save(
     if name == "AutoEncoderTopK":
         tensors["threshold"] = torch.tensor(-1.0)  # its word for none
     if "group_sizes" in kind.extra:
+        assert isinstance(sae, MatryoshkaSAE)
         widths = [0, *sae.inner_widths, sae.d_sae]
         trainer["group_sizes"] = [end - start for start, end in pairwise(widths)]
         tensors["group_sizes"] = torch.tensor(trainer["group_sizes"])

@@ -78,8 +78,8 @@ def value(config: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
     Raises:
         UserError: It is missing, or of another kind.
     """
-    found = config.get(key)
-    fits = isinstance(found, (int, float) if kind is float else kind) and (kind is bool or not isinstance(found, bool))
+    found: Any = config.get(key)
+    fits = isinstance(found, (int, float) if kind is float else kind) and not isinstance(found, bool)
     if not fits or (kind is int and found < 1):
         raise UserError(f"{path} has no valid {key} (found {found}); {AGAIN}")
     return found
@@ -249,9 +249,7 @@ def assemble(
     return sae.requires_grad_(False)
 
 
-def unnormalised(
-    found: Found, weights: Mapping[str, Tensor], weights_path: Path
-) -> tuple[Found, dict[str, Tensor]]:
+def unnormalised(found: Found, weights: Mapping[str, Tensor], weights_path: Path) -> tuple[Found, dict[str, Tensor]]:
     """Fold into the weights what inputs and targets were scaled by, and norms of decoder rows that rank latents.
 
     Returns:

@@ -45,8 +45,8 @@ def normalised(
         )
     if factor is not None:
         raise UserError(
-            f"{folder / SCALER} says scaling_factor={factor} where {found.path.name} says normalize_activations={kind}; "
-            "delete the file if the weights take raw activations"
+            f"{folder / SCALER} says scaling_factor={factor} where {found.path.name} says "
+            f"normalize_activations={kind}; delete the file if the weights take raw activations"
         )
     return replace(found, token_norm=kind), weights
 

@@ -34,9 +34,7 @@ def centred(values: Mapping[str, Any], weights: dict[str, Tensor], *, wanted: bo
     return weights | {name: weights[name] + by for name, by in shifts.items() if name in weights}
 
 
-def finished(
-    sae: SAE, weights: Mapping[str, Tensor], names: Mapping[str, str] | None = None
-) -> dict[str, Tensor]:
+def finished(sae: SAE, weights: Mapping[str, Tensor], names: Mapping[str, str] | None = None) -> dict[str, Tensor]:
     """Give float64 weights the SAE's type, and the names and sides of another library.
 
     Args:
