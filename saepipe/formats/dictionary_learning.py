@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saepipe.errors import UserError, unknown
-from saepipe.formats import reading, writing
-from saepipe.formats.reading import Found
+from saepipe.formats import assembling, reading, writing
+from saepipe.formats.assembling import Found
 from saepipe.saes.base import SAE
 from saepipe.saes.matryoshka import MatryoshkaSAE
 
@@ -99,8 +99,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
         found.values["k"] = _k(tensors, trainer, config_path)
     if "group_sizes" in kind.extra:
         found.values["matryoshka_widths"] = _widths(tensors, found.d_sae, weights_path)
-    weights = reading.renamed(weights_path, tensors, kind.names, ignored=kind.extra)
-    return reading.assemble(found, weights, weights_path, device=device, dtype=dtype)
+    weights = assembling.renamed(weights_path, tensors, kind.names, ignored=kind.extra)
+    return assembling.assemble(found, weights, weights_path, device=device, dtype=dtype)
 
 
 def save(

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from saepipe.errors import UserError
-from saepipe.formats import reading
-from saepipe.formats.reading import Found
+from saepipe.formats import assembling, reading
+from saepipe.formats.assembling import Found
 from saepipe.saes.base import SAE
 
 ONE, CONFIG, TWO = "params.npz", "config.json", "params.safetensors"
@@ -65,7 +65,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
     scaling = arrays.pop("scaling_factor", torch.ones(()))
     if not torch.equal(scaling, torch.ones_like(scaling)):
         raise UserError(f"{params} has a scaling_factor other than 1, whose use is not known; choose another SAE")
-    weights = reading.renamed(params, arrays, _NAMES)
+    weights = assembling.renamed(params, arrays, _NAMES)
     place = params.resolve().parent.as_posix()
     if "embedding" in place.split("/"):
         scale = weights["W_enc"].shape[0] ** 0.5
@@ -76,7 +76,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
     release = _RELEASE.search(place)
     transcoder = release is not None and release[3] == "transcoders"
     found = _found(params, weights, transcoder=transcoder, metadata=_metadata(place))
-    return reading.assemble(found, weights, params, device=device, dtype=dtype)
+    return assembling.assemble(found, weights, params, device=device, dtype=dtype)
 
 
 def _two(folder: Path, device: str | torch.device, dtype: torch.dtype) -> SAE:
@@ -94,7 +94,7 @@ def _two(folder: Path, device: str | torch.device, dtype: torch.dtype) -> SAE:
             f"{config_path} says affine_connection={config['affine_connection']}, and {params.name} has "
             f"{'one' if skip else 'none'}; {reading.AGAIN}"
         )
-    weights = reading.renamed(params, tensors, _NAMES | (_SKIP if skip else {}))
+    weights = assembling.renamed(params, tensors, _NAMES | (_SKIP if skip else {}))
     hook, target = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
     metadata = {
         "model_name": config.get("model_name"),
@@ -106,7 +106,7 @@ def _two(folder: Path, device: str | torch.device, dtype: torch.dtype) -> SAE:
     transcoder = skip or target not in (None, hook)
     metadata = {key: item for key, item in metadata.items() if item and (transcoder or "_out" not in key)}
     found = _found(config_path, weights, transcoder=transcoder, metadata=metadata, skip=skip)
-    return reading.assemble(found, weights, params, device=device, dtype=dtype)
+    return assembling.assemble(found, weights, params, device=device, dtype=dtype)
 
 
 def _found(

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from saepipe.errors import UserError
-from saepipe.formats import reading
-from saepipe.formats.reading import Found
+from saepipe.formats import assembling, reading
+from saepipe.formats.assembling import Found
 from saepipe.saes.base import SAE
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
@@ -53,7 +53,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
     scale, target_scale = _scales(config, d_in, config_path)
     has_bias = config.get("use_decoder_bias", True)
     tensors = reading.safetensors(weights_path)
-    weights = reading.renamed(weights_path, tensors, _NAMES | (_BIAS if has_bias else {}))
+    weights = assembling.renamed(weights_path, tensors, _NAMES | (_BIAS if has_bias else {}))
     weights.setdefault("b_dec", torch.zeros(d_in))
     weights["threshold"] = _thresholds(config, weights["W_dec"], scale, target_scale, config_path)
     hook, target = config.get("hook_point_in"), config.get("hook_point_out")
@@ -70,7 +70,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
         norm_scale=scale,
         target_scale=target_scale,
     )
-    return reading.assemble(found, weights, weights_path, device=device, dtype=dtype)
+    return assembling.assemble(found, weights, weights_path, device=device, dtype=dtype)
 
 
 def _scales(config: dict[str, Any], d_in: int, path: Path) -> tuple[float, float]:

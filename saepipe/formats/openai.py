@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from saepipe.errors import UserError
-from saepipe.formats import reading
-from saepipe.formats.reading import Found
+from saepipe.formats import assembling, reading
+from saepipe.formats.assembling import Found
 from saepipe.saes.base import SAE
 
 SIGN = "a .pt file of OpenAI's"
@@ -55,7 +55,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
     names = dict(_NAMES)
     if _TIED in content:
         names["W_dec"] = _TIED  # the encoder's weights, which its decoder uses the other way round
-    weights = reading.renamed(path, content, names, ignored=(*_SAID, *_STATISTICS))
+    weights = assembling.renamed(path, content, names, ignored=(*_SAID, *_STATISTICS))
     d_in, d_sae = weights["W_enc"].shape
     activation = content.get("activation", "ReLU")
     values: dict[str, Any] = {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm": False}
@@ -73,7 +73,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
         metadata=_metadata(path),
         token_norm="layer_norm" if top else "none",
     )
-    return reading.assemble(found, weights, path, device=device, dtype=dtype)
+    return assembling.assemble(found, weights, path, device=device, dtype=dtype)
 
 
 def _k(state: Any, path: Path) -> int:
@@ -85,7 +85,7 @@ def _k(state: Any, path: Path) -> int:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """Read what the path says, where it is as OpenAI publishes it: gpt2-small/<place>_v5_32k/autoencoders/<layer>.pt."""
+    """Read what the path says, where it is as published: gpt2-small/resid_post_mlp_v5_32k/autoencoders/8.pt."""
     *_, model, place, _folder, _name = ("", "", "", *path.parts)
     hook = next((hook for name, hook in _HOOKS.items() if place.startswith(name)), None)
     if hook is None or not path.stem.isdecimal():

@@ -22,8 +22,8 @@ from torch import Tensor
 import saepipe
 from saepipe import saes
 from saepipe.errors import UserError, unknown
-from saepipe.formats import reading, saelens5, saelens_training, writing
-from saepipe.formats.reading import Found
+from saepipe.formats import assembling, reading, saelens5, saelens_training, writing
+from saepipe.formats.assembling import Found
 from saepipe.hook_names import split_head, with_head
 from saepipe.saes.base import SAE
 
@@ -108,7 +108,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch
     if found.architecture == "gated":
         weights.pop("b_enc", None)  # SAELens before 6 wrote one, and never used it
     found, weights = saelens_training.normalised(config["normalize_activations"], found, weights, weights_path)
-    sae = reading.assemble(found, weights, weights_path, device=device, dtype=dtype)
+    sae = assembling.assemble(found, weights, weights_path, device=device, dtype=dtype)
     if (weights_path.parent / SPARSITY).is_file():
         sae.log_sparsity = _read_sparsity(weights_path.parent / SPARSITY, sae.d_sae)
     return sae

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from saepipe.errors import UserError
-from saepipe.formats import reading
-from saepipe.formats.reading import Found
+from saepipe.formats import assembling, reading
+from saepipe.formats.assembling import Found
 from saepipe.saes.token_norm import TOKEN_NORMS
 
 SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
@@ -62,7 +62,7 @@ def _unwhitened(found: Found, weights: dict[str, Tensor], path: Path) -> tuple[F
             raise UserError(f"{path.with_name(WHITENING)} has no {name} of shape {due}; {reading.AGAIN}")
     reading.check_finite(whitening, str(path.with_name(WHITENING)), reading.AGAIN)
     # The norms of decoder rows first: unwhitening changes them, and with them which latents are kept.
-    found, weights = reading.unnormalised(found, weights, path)
+    found, weights = assembling.unnormalised(found, weights, path)
     mean, matrix, inverse = (whitening[name].double() for name in ("mean", "matrix", "inverse_matrix"))
     encoder = matrix @ weights["W_enc"]
     if not found.values["apply_b_dec_to_input"]:  # else the new b_dec takes the mean off the input

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saepipe.errors import UserError
-from saepipe.formats import reading, writing
-from saepipe.formats.reading import Found
+from saepipe.formats import assembling, reading, writing
+from saepipe.formats.assembling import Found
 from saepipe.saes.base import SAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -57,7 +57,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
     d_sae = config.get("num_latents") or d_in * reading.value(config, "expansion_factor", int, config_path)
     reading.value({"num_latents": d_sae}, "num_latents", int, config_path)
     skip, transcode = bool(config.get("skip_connection")), bool(config.get("transcode"))
-    weights = reading.renamed(weights_path, reading.safetensors(weights_path), _NAMES | (_SKIP if skip else {}))
+    weights = assembling.renamed(weights_path, reading.safetensors(weights_path), _NAMES | (_SKIP if skip else {}))
     if skip and not transcode:
         # It subtracts b_dec before its encoder, but not before its skip connection: a transcoder with another b_enc.
         wide = {name: tensor.double() for name, tensor in weights.items()}
@@ -76,7 +76,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
         },
         metadata=_metadata(config, Path(path), transcoder=skip or transcode),
     )
-    return reading.assemble(found, weights, weights_path, device=device, dtype=dtype)
+    return assembling.assemble(found, weights, weights_path, device=device, dtype=dtype)
 
 
 def save(

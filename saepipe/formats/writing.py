@@ -11,7 +11,8 @@ from torch import Tensor
 
 from saepipe import durable
 from saepipe.errors import UserError
-from saepipe.formats.reading import TRANSPOSED, check_finite
+from saepipe.formats.assembling import TRANSPOSED
+from saepipe.formats.reading import check_finite
 from saepipe.saes.base import SAE
 
 Write = Callable[[BinaryIO], object]
@@ -40,7 +41,7 @@ def finished(sae: SAE, weights: Mapping[str, Tensor], names: Mapping[str, str] |
     Args:
         sae: The SAE that they are of.
         weights: Its weights.
-        names: As `reading.renamed` takes them; None keeps our own.
+        names: As `assembling.renamed` takes them; None keeps our own.
 
     Raises:
         UserError: A weight is not finite.
