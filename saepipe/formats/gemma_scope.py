@@ -66,7 +66,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
     if not torch.equal(scaling, torch.ones_like(scaling)):
         raise UserError(f"{params} has a scaling_factor other than 1, whose use is not known; choose another SAE")
     weights = assembling.renamed(params, arrays, _NAMES)
-    place = params.resolve().parent.as_posix()
+    place = params.absolute().parent.as_posix()  # a hub cache links its files to elsewhere
     if "embedding" in place.split("/"):
         scale = weights["W_enc"].shape[0] ** 0.5
         weights = {

@@ -99,4 +99,4 @@ def _thresholds(config: dict[str, Any], decoder: Tensor, scale: float, target_sc
 
 
 def _model_name(path: str | Path) -> str | None:
-    return "meta-llama/Llama-3.1-8B" if "Llama3_1-8B-Base" in Path(path).resolve().as_posix() else None
+    return "meta-llama/Llama-3.1-8B" if "Llama3_1-8B-Base" in Path(path).absolute().as_posix() else None

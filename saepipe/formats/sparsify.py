@@ -123,11 +123,11 @@ def _metadata(config: dict[str, Any], folder: Path, *, transcoder: bool) -> dict
     """Collect what is known of the training: ours from the folder, sparsify's from its run."""
     if isinstance(config.get("metadata"), dict):
         return dict(config["metadata"])
-    run_path = folder.resolve().parent / "config.json"
+    run_path = folder.absolute().parent / "config.json"
     run = reading.json_object(run_path) if run_path.is_file() else {}
     named = {"model_name": "model", "dataset_path": "dataset", "context_size": "ctx_len"}
     metadata = {name: run[theirs] for name, theirs in named.items() if theirs in run}
-    module = folder.resolve().name
+    module = folder.absolute().name
     block = _BLOCK.fullmatch(module)
     if block is None and module != "embed_tokens":
         return metadata
