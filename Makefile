@@ -21,7 +21,7 @@ PREEMPTIONS ?= 3
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model check format test prove test-cluster test-gpu peers ground-truth wheel clean clean-all
+.PHONY: help setup docs demo demo-model check format test prove test-cluster test-gpu test-tl3 peers ground-truth wheel clean clean-all
 
 help: ## List the verbs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,11 +46,17 @@ test-cluster: $(READY) ## Bring up a real SLURM and run pipelines on it (as root
 test-gpu: $(READY) ## Run training, kernels and models on a CUDA device (fails without one)
 	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
-peers: $(PEERS)/installed ## Compare losses, gradients and exports with SAELens, in an environment of its own
-	PYTHONPATH=$(CURDIR) $(PEERS)/bin/python -m pytest -q tests/peers $(ARGS)
+peers: $(PEERS)/installed ## Compare losses, formats and figures with SAELens, dictionary_learning and sparsify, in an environment of its own
+	$(PEERS)/bin/python -m pytest -q tests/peers $(ARGS)
+
+test-tl3: $(PEERS)/installed ## Run the tests in the peers' environment, which has TransformerLens 3.9
+	$(PEERS)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 ground-truth: $(PEERS)/installed ## Train on samples of known features beside SAELens, and print the table of docs/ground_truth.md
-	PYTHONPATH=$(CURDIR) $(PEERS)/bin/python docs/ground_truth.py $(ARGS)
+	$(PEERS)/bin/python docs/ground_truth.py $(ARGS)
+
+docs: $(READY) ## Build the API reference into build/docs
+	$(BIN)/python docs/api.py
 
 check: $(READY) ## Lint, formatting, types and layers
 	$(BIN)/ruff check .
@@ -88,7 +94,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-$(PEERS)/installed: tests/peers/requirements.txt $(READY)
+# nnsight asks for torchvision, whose build may not be torch's, and nothing here imports it.
+$(PEERS)/installed: tests/peers/requirements.txt constraints-peers.txt $(READY)
 	$(BIN)/python -m venv --clear $(PEERS)
-	$(PEERS)/bin/python -m pip install -r $<
+	$(PEERS)/bin/python -m pip install -c constraints-peers.txt -r $< -e '.[dev]'
+	$(PEERS)/bin/python -m pip uninstall -y torchvision
 	@touch $@

@@ -290,6 +290,8 @@ class EvaluateConfig(Group, group="evaluate"):
     """Held-out tokens to measure on, at most."""
     batch_prompts: int = key(32, least=1)
     """Contexts per forward pass."""
+    inclusive: bool = False
+    """Give the figures that count special tokens and position 0 too, as SAELens does (two forward passes more)."""
     step: int | None = key(None, least=1)
     """Step whose SAE to measure (train.n_checkpoints exports them), while the run goes on too; None: the final one."""
 

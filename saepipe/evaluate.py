@@ -67,6 +67,7 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
             config.evaluate.tokens,
             batch_prompts=config.evaluate.batch_prompts,
             target_hook=target_hook,
+            inclusive=config.evaluate.inclusive,
         )
     seconds = time.perf_counter() - began
     result |= {

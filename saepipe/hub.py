@@ -11,6 +11,14 @@ from saepipe.errors import UserError
 _TIMEOUT_S = 10
 
 
+class OutOfReachError(UserError):
+    """The hub cannot be asked: `why` says what stood in the way."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+
 def local(name: str) -> Path | None:
     """Say which file or folder a name means; None where it can only be a hub id."""
     path = Path(name).expanduser()
@@ -69,7 +77,7 @@ def check(name: str, kind: Literal["model", "dataset"], revision: str | None, *,
     return info.sha
 
 
-def out_of_reach(name: str, kind: str, why: str, *, key: str) -> UserError:
+def out_of_reach(name: str, kind: str, why: str, *, key: str) -> OutOfReachError:
     """Build the error for a repository that is not on this machine while the hub cannot be asked.
 
     Args:
@@ -79,10 +87,11 @@ def out_of_reach(name: str, kind: str, why: str, *, key: str) -> UserError:
         key: Configuration key that holds the name.
     """
     repo_type = "" if kind == "model" else f" --repo-type {kind}"
-    return UserError(
+    return OutOfReachError(
         f"{key}={name} is no file or folder here, and the hub cannot be reached ({why}); run `hf download {name}"
         f"{repo_type}` where there is a network (with HF_TOKEN set if it is private), then give the local folder, or "
-        "set HF_HUB_OFFLINE=1 if it is in the local cache already"
+        "set HF_HUB_OFFLINE=1 if it is in the local cache already",
+        why,
     )
 
 

@@ -33,6 +33,9 @@ from saepipe.untrained import untrained
 
 log = logging.getLogger(__name__)
 
+# How SAELens is to load a model for an SAE of HookedTransformer's numerics.
+_PROCESSING = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), True)
+
 
 @dataclass
 class Job:
@@ -232,6 +235,8 @@ class Job:
             "model_class_name": "HookedTransformer" if config.model.compatibility_mode else "AutoModelForCausalLM",
             "hook_name": self.streams[self.stream_of[at]].hook,
             "hook_head_index": None,
+            "compatibility_mode": config.model.compatibility_mode,
+            **({"model_from_pretrained_kwargs": _PROCESSING} if config.model.compatibility_mode else {}),
             **({"hook_name_out": config.stream.target_hook} if point.sae.is_transcoder else {}),
             "context_size": config.data.context_size,
             "prepend_bos": config.data.prepend_bos,

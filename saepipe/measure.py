@@ -3,7 +3,8 @@
 The model reads every context three times: as it is, with the SAE's reconstruction spliced in, and with zeros there. A
 transcoder reads one hook point; what it predicts of another is compared and spliced in there, as are the zeros.
 Special tokens and position 0 are left out of every figure: their activations are never replaced, and what is predicted
-from them is not counted.
+from them is not counted. Figures whose names begin with `inclusive_` leave nothing out, as SAELens's do not; they take
+two readings more.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ from saepipe.language_model import LanguageModel
 from saepipe.saes.base import SAE
 from saepipe.token_store import Side
 
+INCLUSIVE = "inclusive_"
+_NO_TARGET = -100
+"""Stands where a context's last token has none."""
+
 
 @torch.inference_mode()
 def measure(
@@ -30,6 +35,7 @@ def measure(
     *,
     batch_prompts: int,
     target_hook: str | None = None,
+    inclusive: bool = False,
 ) -> dict[str, Any]:
     """Measure an SAE at a hook point on the first contexts of one side of a token store.
 
@@ -41,52 +47,107 @@ def measure(
         most_tokens: Tokens to read at most (whole contexts; at least one).
         batch_prompts: Contexts per forward pass.
         target_hook: Hook point that it reconstructs; None is the one that it reads.
+        inclusive: Give the figures that count every token as well.
     """
     target_hook = target_hook or hook
     seq = side.ids.shape[1]
     contexts = min(len(side), max(1, most_tokens // seq))
-    fit = metrics.ReconstructionFit(sae.d_out)
-    fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=model.device)
-    sums = dict.fromkeys(("ce", "ce_sae", "ce_zero", "kl_sae", "kl_zero"), 0.0)
-    predicted = 0
+    counting = _Tally(sae, model, target_hook)
+    counting_all = _Tally(sae, model, target_hook, every_token=True) if inclusive else None
     for ids, counted in _batches(side, contexts, batch_prompts, model.device):
         clean, activations = _logits_and_activations(model, ids, {hook, target_hook})
-        x = activations[hook][counted]
-        features = sae.encode(x)
-        reconstruction = sae.decode(features, x)
-        fit.update(activations[target_hook][counted], reconstruction)
-        fired += (features > 0).sum(0)
-        spliced = model.logits(ids, {target_hook: _replacing(counted, reconstruction)})
-        zeroed = model.logits(ids, {target_hook: _replacing(counted, torch.zeros_like(reconstruction))})
-        # A prediction counts where the activation that it is made from was replaced; the last token has no target.
-        here = counted[:, :-1]
-        targets = ids[:, 1:][here]
-        predicted += len(targets)
-        reference = clean[:, :-1][here].float().log_softmax(-1)
-        sums["ce"] += float(functional.nll_loss(reference, targets, reduction="sum"))
-        for name, logits in (("sae", spliced), ("zero", zeroed)):
-            logprobs = logits[:, :-1][here].float().log_softmax(-1)
-            sums[f"ce_{name}"] += float(functional.nll_loss(logprobs, targets, reduction="sum"))
-            sums[f"kl_{name}"] += float(functional.kl_div(logprobs, reference, reduction="sum", log_target=True))
-    dead = int((fired == 0).sum())
-    means = {name: value / predicted for name, value in sums.items()}
+        counting.update(ids, clean, activations[hook], activations[target_hook], counted)
+        if counting_all is not None:
+            everything = torch.ones_like(counted)
+            counting_all.update(ids, clean, activations[hook], activations[target_hook], everything)
+    found = counting.compute()
+    if counting_all is not None:
+        found |= {f"{INCLUSIVE}{name}": value for name, value in counting_all.compute().items() if name != "d_sae"}
     return {
-        "tokens": fit.rows,
         "contexts": contexts,
         "documents": len(set(side.documents[:contexts].reshape(-1).tolist())),
-        "l0": float(fired.sum() / fit.rows),
-        "dead_fraction": dead / sae.d_sae,
-        "dead_latents": dead,
-        "d_sae": sae.d_sae,
-        **fit.compute(),
-        "ce_loss_without_sae": means["ce"],
-        "ce_loss_with_sae": means["ce_sae"],
-        "ce_loss_with_ablation": means["ce_zero"],
-        "ce_loss_score": metrics.ce_loss_score(means["ce"], means["ce_sae"], means["ce_zero"]),
-        "kl_div_with_sae": means["kl_sae"],
-        "kl_div_with_ablation": means["kl_zero"],
-        "kl_div_score": metrics.kl_div_score(means["kl_sae"], means["kl_zero"]),
+        **found,
     }
+
+
+class _Tally:
+    """Figures over batches, of the tokens that a mask counts.
+
+    Args:
+        sae: The SAE.
+        model: The language model.
+        target_hook: Hook point that the SAE reconstructs.
+        every_token: Count the divergence at the last position too, which has no target, as SAELens does.
+    """
+
+    def __init__(self, sae: SAE, model: LanguageModel, target_hook: str, *, every_token: bool = False) -> None:
+        self._sae, self._model, self._target_hook, self._every_token = sae, model, target_hook, every_token
+        self._fit = metrics.ReconstructionFit(sae.d_out)
+        self._fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=model.device)
+        self._sums = dict.fromkeys(("ce", "ce_sae", "ce_zero", "kl_sae", "kl_zero"), 0.0)
+        self._predicted = 0
+        self._compared = 0
+
+    def update(
+        self,
+        ids: Int[Tensor, "batch seq"],
+        clean: Float[Tensor, "batch seq vocab"],
+        x: Float[Tensor, "batch seq d_in"],
+        y: Float[Tensor, "batch seq d_out"],
+        counted: Bool[Tensor, "batch seq"],
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            ids: Token ids.
+            clean: The model's logits.
+            x: What the SAE reads.
+            y: What it is to reconstruct.
+            counted: Which tokens count, and are replaced.
+        """
+        features = self._sae.encode(x[counted])
+        reconstruction = self._sae.decode(features, x[counted])
+        self._fit.update(y[counted], reconstruction)
+        self._fired += (features > 0).sum(0)
+        spliced = self._model.logits(ids, {self._target_hook: _replacing(counted, reconstruction)})
+        zeroed = self._model.logits(ids, {self._target_hook: _replacing(counted, torch.zeros_like(reconstruction))})
+        # A prediction counts where the activation that it is made from was replaced; the last token has no target.
+        here = counted.clone()
+        here[:, -1] &= self._every_token
+        targets = functional.pad(ids[:, 1:], (0, 1), value=_NO_TARGET)[here]
+        self._predicted += int((targets != _NO_TARGET).sum())
+        self._compared += len(targets)
+        reference = clean[here].float().log_softmax(-1)
+        self._sums["ce"] += self._ce(reference, targets)
+        for name, logits in (("sae", spliced), ("zero", zeroed)):
+            logprobs = logits[here].float().log_softmax(-1)
+            self._sums[f"ce_{name}"] += self._ce(logprobs, targets)
+            self._sums[f"kl_{name}"] += float(functional.kl_div(logprobs, reference, reduction="sum", log_target=True))
+
+    @staticmethod
+    def _ce(logprobs: Float[Tensor, "token vocab"], targets: Int[Tensor, " token"]) -> float:
+        return float(functional.nll_loss(logprobs, targets, reduction="sum", ignore_index=_NO_TARGET))
+
+    def compute(self) -> dict[str, Any]:
+        """Return the figures."""
+        dead = int((self._fired == 0).sum())
+        counts = {name: self._compared if name.startswith("kl") else self._predicted for name in self._sums}
+        means = {name: value / counts[name] for name, value in self._sums.items()}
+        return {
+            "tokens": self._fit.rows,
+            "l0": float(self._fired.sum() / self._fit.rows),
+            "dead_fraction": dead / self._sae.d_sae,
+            "dead_latents": dead,
+            "d_sae": self._sae.d_sae,
+            **self._fit.compute(),
+            "ce_loss_without_sae": means["ce"],
+            "ce_loss_with_sae": means["ce_sae"],
+            "ce_loss_with_ablation": means["ce_zero"],
+            "ce_loss_score": metrics.ce_loss_score(means["ce"], means["ce_sae"], means["ce_zero"]),
+            "kl_div_with_sae": means["kl_sae"],
+            "kl_div_with_ablation": means["kl_zero"],
+            "kl_div_score": metrics.kl_div_score(means["kl_sae"], means["kl_zero"]),
+        }
 
 
 def _batches(

@@ -53,6 +53,7 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "progress": (0, {"tqdm"}),
     "parallel": (0, set()),
     "lock": (1, set()),
+    "hub_files": (2, {"huggingface_hub"}),
     "hub": (1, {"huggingface_hub"}),
     "conversations": (1, set()),
     "data_files": (1, {"datasets"}),
@@ -85,7 +86,8 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "activations": (2, TENSORS | {"transformers", "transformer_lens"}),
     "places": (1, {"transformers"}),
     "placement": (1, {"torch"}),
-    "pretrained": (3, {"torch", "huggingface_hub", "yaml"}),
+    "neuronpedia": (1, set()),
+    "pretrained": (3, {"torch", "yaml"}),
     "model_files": (1, {"torch", "transformers"}),
     "edits": (2, TENSORS),
     "language_model": (2, TENSORS | {"transformers", "transformer_lens"}),
@@ -110,6 +112,8 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "repair": (3, {"torch"}),
     "cache": (4, TENSORS | {"tqdm"}),
     "shards": (4, set()),
+    "model_card": (3, set()),
+    "export": (4, {"huggingface_hub", "yaml"}),
     "fitting": (3, {"torch", "lightning"}),
     "run_length": (1, set()),
     "stopping": (0, set()),
@@ -308,9 +312,12 @@ def test_help_loads_no_heavy_library(verb: str) -> None:
     assert not loaded & ({"torch", "lightning", "wandb"} | LANGUAGE_MODEL_LIBRARIES)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["verify", "--help"], ["repair"]])
-def test_help_of_the_file_tool_loads_no_heavy_library(arguments: list[str]) -> None:
-    call = f"import runpy; sys.argv = {['shards', *arguments]}; runpy.run_module('saepipe.shards', run_name='__main__')"
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [("shards", ["--help"]), ("shards", ["verify", "--help"]), ("shards", ["repair"]), ("export", ["--help"])],
+)
+def test_help_of_a_file_tool_loads_no_heavy_library(tool: str, arguments: list[str]) -> None:
+    call = f"import runpy; sys.argv = {[tool, *arguments]}; runpy.run_module('saepipe.{tool}', run_name='__main__')"
     assert not loaded_by(call) & ({"torch", "lightning", "wandb", "numpy"} | LANGUAGE_MODEL_LIBRARIES)
 
 

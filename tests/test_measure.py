@@ -130,3 +130,19 @@ def test_batches_do_not_change_the_figures(model: LanguageModel, side: Side) -> 
 def test_no_more_tokens_than_asked_for_are_read(model: LanguageModel, side: Side) -> None:
     assert measure(model, sae_of(1.0), side, HOOK, 2 * SEQ + 3, batch_prompts=4)["contexts"] == 2
     assert measure(model, sae_of(1.0), side, HOOK, 1, batch_prompts=4)["contexts"] == 1
+
+
+def test_inclusive_figures_leave_nothing_out(model: LanguageModel, side: Side) -> None:
+    sae = sae_of(0.9)
+    found = measure(model, sae, side, HOOK, 10**6, batch_prompts=4, inclusive=True)
+    assert {name: value for name, value in found.items() if not name.startswith("inclusive_")} == measure(
+        model, sae, side, HOOK, 10**6, batch_prompts=4
+    )
+    assert found["inclusive_tokens"] == CONTEXTS * SEQ
+    ids = torch.from_numpy(side.ids.astype("int64"))
+    clean = model.logits(ids)
+    spliced = model.logits(ids, {HOOK: lambda x: 0.9 * x})
+    kl = functional.kl_div(spliced.log_softmax(-1), clean.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    assert found["inclusive_kl_div_with_sae"] == pytest.approx(float(kl.mean()), rel=1e-5)
+    ce = functional.cross_entropy(spliced[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert found["inclusive_ce_loss_with_sae"] == pytest.approx(float(ce), rel=1e-5)

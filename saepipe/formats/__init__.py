@@ -14,13 +14,13 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from saepipe.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float
+    from torch import Tensor
+
     from saepipe.saes.base import SAE
 
 FORMATS = ("saelens", "sparsify", "dictionary_learning", "llama_scope", "gemma_scope", "openai")
@@ -49,8 +49,8 @@ def load(
     path: str | Path,
     *,
     format: str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    device: "str | torch.device" = "cpu",
+    dtype: "torch.dtype | None" = None,
 ) -> "SAE":
     """Open an SAE in any format.
 
@@ -58,7 +58,7 @@ def load(
         path: Folder or file.
         format: Name of the format; None finds out.
         device: Where to put it.
-        dtype: Type of the weights.
+        dtype: Type of the weights; None is float32.
 
     Raises:
         UserError: It is missing, damaged, in an unknown format, or says something that this library cannot keep.
@@ -66,7 +66,9 @@ def load(
     name = detect(path) if format is None else format
     if name not in FORMATS:
         raise unknown("format", name, FORMATS)
-    sae: SAE = _module(name).load(path, device=device, dtype=dtype)
+    import torch
+
+    sae: SAE = _module(name).load(path, device=device, dtype=dtype or torch.float32)
     return sae
 
 
@@ -76,7 +78,7 @@ def save(
     *,
     format: str = "saelens",
     metadata: dict[str, Any] | None = None,
-    sparsity: Float[Tensor, " d_sae"] | None = None,
+    sparsity: 'Float[Tensor, " d_sae"] | None' = None,
 ) -> None:
     """Write an SAE for another library, so that it takes raw activations there too.
 

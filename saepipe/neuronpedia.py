@@ -1,0 +1,71 @@
+"""Pages of latents on Neuronpedia, for SAEs that have some there: the metadata's `neuronpedia_id` says where."""
+
+import json
+import webbrowser
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
+
+from saepipe.errors import UserError
+
+if TYPE_CHECKING:
+    from saepipe.saes.base import SAE
+
+_SITE = "https://www.neuronpedia.org"
+
+
+def page(sae: "SAE | str", latent: int) -> str:
+    """Return the address of a latent's page.
+
+    Args:
+        sae: An SAE whose metadata has a `neuronpedia_id`, or such an id itself: `gpt2-small/8-res-jb`.
+        latent: Number of the latent.
+
+    Raises:
+        UserError: The SAE has no pages there, or no such latent.
+    """
+    return f"{_SITE}/{quote(_place(sae, [latent]))}/{latent}"
+
+
+def quick_list(sae: "SAE | str", latents: Iterable[int], name: str = "latents") -> str:
+    """Return the address of a list of several latents' pages.
+
+    Args:
+        sae: As for `page`.
+        latents: Their numbers, in the order in which they are shown.
+        name: Title of the list.
+
+    Raises:
+        UserError: As `page` does.
+    """
+    numbers = [int(latent) for latent in latents]
+    model, layer = _place(sae, numbers).split("/", 1)
+    listed = [{"modelId": model, "layer": layer, "index": str(number)} for number in numbers]
+    return f"{_SITE}/quick-list/?{urlencode({'name': name, 'features': json.dumps(listed)})}"
+
+
+def open_page(sae: "SAE | str", latents: int | Iterable[int], name: str = "latents") -> str:
+    """Open a latent's page, or the list of several, in the browser.
+
+    Returns:
+        Its address.
+    """
+    address = page(sae, latents) if isinstance(latents, int) else quick_list(sae, latents, name)
+    webbrowser.open(address)
+    return address
+
+
+def _place(sae: "SAE | str", latents: list[int]) -> str:
+    """Return the id of the SAE's pages, after checking that it has the latents."""
+    place = sae if isinstance(sae, str) else sae.metadata.get("neuronpedia_id")
+    if not place or place.count("/") != 1:
+        known = "" if isinstance(sae, str) else f" of {sae.metadata.get('hook_name')}"
+        raise UserError(
+            f"neuronpedia_id={place}: the SAE{known} has no pages on Neuronpedia that are known here; give the id "
+            "itself, such as gpt2-small/8-res-jb"
+        )
+    limit = None if isinstance(sae, str) else sae.d_sae
+    for latent in latents:
+        if latent < 0 or (limit is not None and latent >= limit):
+            raise UserError(f"latent={latent} is not among the {limit} of the SAE; give one from 0 on")
+    return str(place)
