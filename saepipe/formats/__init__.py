@@ -51,6 +51,7 @@ def load(
     format: str | None = None,
     device: "str | torch.device" = "cpu",
     dtype: "torch.dtype | None" = None,
+    norm_scale: float | None = None,
 ) -> "SAE":
     """Open an SAE in any format.
 
@@ -59,6 +60,8 @@ def load(
         format: Name of the format; None finds out.
         device: Where to put it.
         dtype: Type of the weights; None is float32.
+        norm_scale: What inputs are to be multiplied by, for a folder of SAELens's that leaves it to its release
+            (`norm_scaling_factor`); it is folded into the weights.
 
     Raises:
         UserError: It is missing, damaged, in an unknown format, or says something that this library cannot keep.
@@ -68,7 +71,12 @@ def load(
         raise unknown("format", name, FORMATS)
     import torch
 
-    sae: SAE = _module(name).load(path, device=device, dtype=dtype or torch.float32)
+    if norm_scale is not None and name != "saelens":
+        raise UserError(
+            f"{path} is in the format {name}, which says itself what it was scaled by; leave norm_scale out"
+        )
+    options = {} if norm_scale is None else {"norm_scale": norm_scale}
+    sae: SAE = _module(name).load(path, device=device, dtype=dtype or torch.float32, **options)
     return sae
 
 

@@ -54,7 +54,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
     has_bias = config.get("use_decoder_bias", True)
     tensors = reading.safetensors(weights_path)
     weights = assembling.renamed(weights_path, tensors, _NAMES | (_BIAS if has_bias else {}))
-    weights.setdefault("b_dec", torch.zeros(d_in))
+    if not has_bias:
+        weights["b_dec"] = weights["W_dec"].new_zeros(weights["W_dec"].shape[1])
     weights["threshold"] = _thresholds(config, weights["W_dec"], scale, target_scale, config_path)
     hook, target = config.get("hook_point_in"), config.get("hook_point_out")
     transcoder = target not in (None, hook)

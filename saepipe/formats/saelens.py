@@ -85,13 +85,20 @@ def save(
     writing.folder(Path(folder), CONFIG, config, files)
 
 
-def load(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> SAE:
+def load(
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    norm_scale: float | None = None,
+) -> SAE:
     """Open an exported SAE: ours, or one that SAELens wrote.
 
     Args:
         folder: Folder with `cfg.json` and `sae_weights.safetensors`.
         device: Where to put it.
         dtype: Type of the weights.
+        norm_scale: What inputs are to be multiplied by where the folder asks for that, and does not say by what.
 
     Returns:
         The SAE; `cfg` says how it was trained where that is known, `metadata` on what.
@@ -107,7 +114,8 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch
     found = _describe(config, config_path)
     if found.architecture == "gated":
         weights.pop("b_enc", None)  # SAELens before 6 wrote one, and never used it
-    found, weights = saelens_training.normalised(config["normalize_activations"], found, weights, weights_path)
+    kind = config["normalize_activations"]
+    found, weights = saelens_training.normalised(kind, found, weights, weights_path, norm_scale)
     sae = assembling.assemble(found, weights, weights_path, device=device, dtype=dtype)
     if (weights_path.parent / SPARSITY).is_file():
         sae.log_sparsity = _read_sparsity(weights_path.parent / SPARSITY, sae.d_sae)

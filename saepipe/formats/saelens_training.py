@@ -19,7 +19,7 @@ SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
 
 
 def normalised(
-    kind: str, found: Found, weights: dict[str, Tensor], weights_path: Path
+    kind: str, found: Found, weights: dict[str, Tensor], weights_path: Path, norm_scale: float | None
 ) -> tuple[Found, dict[str, Tensor]]:
     """Do what `normalize_activations` says, with the files that lie beside the weights.
 
@@ -28,12 +28,18 @@ def normalised(
         found: What the SAE is.
         weights: Its weights.
         weights_path: Where they are from.
+        norm_scale: What inputs were multiplied by, where no file says it.
 
     Raises:
         UserError: What the SAE was normalised by is not there, or contradicts its configuration.
     """
     folder = weights_path.parent
     factor = reading.json_object(folder / SCALER).get("scaling_factor") if (folder / SCALER).is_file() else None
+    if norm_scale is not None and (kind != "expected_average_only_in" or factor is not None):
+        raise UserError(
+            f"norm_scale={norm_scale} is for an SAE that leaves it open, which {folder} does not; leave it out"
+        )
+    factor = norm_scale if factor is None else factor
     if kind == "expected_average_only_in" and isinstance(factor, float | int):
         return replace(found, norm_scale=float(factor)), weights
     if kind == "covariance_whitening" and (folder / WHITENING).is_file():
@@ -41,7 +47,8 @@ def normalised(
     if kind not in TOKEN_NORMS:
         raise UserError(
             f"{found.path} says normalize_activations={kind}, which is not in the weights, nor in {SCALER} or "
-            f"{WHITENING} beside them; fold it and write none"
+            f"{WHITENING} beside them; give norm_scale where you know what inputs are multiplied by, or fold it and "
+            "write none"
         )
     if factor is not None:
         raise UserError(

@@ -1,4 +1,5 @@
 import json
+import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -33,11 +34,24 @@ def test_json_that_is_no_object_is_refused(content: bytes, tmp_path: Path) -> No
 
 def test_values_are_of_their_kind(tmp_path: Path) -> None:
     path = tmp_path / "cfg.json"
-    path.write_text(json.dumps({"n": 3, "x": 1, "text": "a", "zero": 0, "true": True, "half": 0.5}))
+    path.write_text(
+        json.dumps(
+            {"n": 3, "x": 1, "text": "a", "zero": 0, "true": True, "half": 0.5, "huge": 10**400, "nan": math.nan}
+        )
+    )
     config = reading.json_object(path)
     assert reading.value(config, "n", int, path) == 3
     assert reading.value(config, "x", float, path) == 1
-    for key, kind in {"zero": int, "true": int, "half": int, "text": float, "n": str, "none": int}.items():
+    for key, kind in {
+        "zero": int,
+        "true": int,
+        "half": int,
+        "text": float,
+        "n": str,
+        "none": int,
+        "huge": int,
+        "nan": float,
+    }.items():
         with pytest.raises(UserError, match=rf"cfg\.json has no valid {key}"):
             reading.value(config, key, kind, path)
 

@@ -93,6 +93,22 @@ def test_whitening_is_folded(name: str, apply_b_dec: bool, tmp_path: Path) -> No
     torch.testing.assert_close(loaded.decode(f), out.float(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_scale_that_only_the_release_knows_is_given(tmp_path: Path) -> None:
+    sae = trained("standard")
+    folder = write(tmp_path, sae, "expected_average_only_in")
+    loaded = formats.load(folder, norm_scale=FACTOR)
+    torch.testing.assert_close(loaded.encode(data()), sae.encode(data()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loaded(data()), sae(data()), rtol=1e-5, atol=1e-5)
+    scaler(tmp_path, FACTOR)
+    with pytest.raises(UserError, match=r"norm_scale=0\.4 is for an SAE that leaves it open"):
+        formats.load(folder, norm_scale=FACTOR)
+    with pytest.raises(UserError, match=r"norm_scale=0\.4 is for an SAE that leaves it open"):
+        formats.load(write(tmp_path, sae, "none"), norm_scale=FACTOR)
+    formats.save(make("topk", k=3), tmp_path / "other", format="sparsify")
+    with pytest.raises(UserError, match="format sparsify, which says itself"):
+        formats.load(tmp_path / "other", norm_scale=FACTOR)
+
+
 def damage(whitening: dict[str, Tensor]) -> list[tuple[dict[str, Tensor], str]]:
     nan = whitening | {"mean": torch.full((D_IN,), torch.nan)}
     return [({"mean": whitening["mean"]}, r"no matrix of shape \(16, 16\)"), (nan, "mean of .* NaN")]
