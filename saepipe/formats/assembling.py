@@ -96,8 +96,15 @@ def assemble(
         dtype: Type of the weights.
 
     Raises:
-        UserError: The description is impossible, or a tensor is missing, foreign, of another shape, or not finite.
+        UserError: The description is impossible, or a tensor is missing, foreign, of another shape, or not finite; or
+            it is a transcoder that normalises each token.
     """
+    if found.d_out is not None and found.token_norm != "none":
+        # SAELens normalises a transcoder's input alone, and gives its skip connection what is not normalised.
+        raise UserError(
+            f"{found.path} says normalize_activations={found.token_norm} of a transcoder, which nothing here does; "
+            "choose one that takes raw activations"
+        )
     if found.norm_scale != 1 or found.target_scale not in (None, 1):
         found, weights = unnormalised(found, weights, weights_path)
     sae = _filled(found, weights, weights_path, dtype, device)

@@ -74,7 +74,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
             "apply_b_dec_to_input": not (skip or transcode),
             "skip_connection": skip,
         },
-        metadata=_metadata(config, Path(path), transcoder=skip or transcode),
+        metadata=_metadata(config, Path(path), transcode=transcode, skip=skip),
     )
     return assembling.assemble(found, weights, weights_path, device=device, dtype=dtype)
 
@@ -119,7 +119,7 @@ def save(
     writing.folder(Path(folder), CONFIG, config, files)
 
 
-def _metadata(config: dict[str, Any], folder: Path, *, transcoder: bool) -> dict[str, Any]:
+def _metadata(config: dict[str, Any], folder: Path, *, transcode: bool, skip: bool) -> dict[str, Any]:
     """Collect what is known of the training: ours from the folder, sparsify's from its run."""
     if isinstance(config.get("metadata"), dict):
         return dict(config["metadata"])
@@ -134,5 +134,9 @@ def _metadata(config: dict[str, Any], folder: Path, *, transcoder: bool) -> dict
     hook = "hook_embed"
     if block is not None:
         hook = f"blocks.{block[1]}.{_OUTPUTS.get(block[2], 'hook_attn_out')}"
-    # A transcoder reads what its module is given, by the module's own name.
-    return metadata | ({"hook_name": f"{module}.input", "hook_name_out": hook} if transcoder else {"hook_name": hook})
+    if not transcode:
+        return metadata | {"hook_name": hook} | ({"hook_name_out": hook} if skip else {})
+    # It reads what its module is given; the folder has the module's path in the model without its head.
+    neox = re.search("pythia|neox", str(metadata.get("model_name")))
+    root = {"h": "transformer.", "layers": "gpt_neox." if neox else "model."}.get(module.split(".")[0], "")
+    return metadata | {"hook_name": f"{root}{module}.input", "hook_name_out": hook}

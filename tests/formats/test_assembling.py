@@ -62,6 +62,12 @@ def test_the_norm_of_tokens_is_kept() -> None:
     torch.testing.assert_close(sae.encode(data()), sae.encode(3 * data() + 7), rtol=1e-3, atol=1e-3)
 
 
+def test_a_transcoder_that_normalises_tokens_is_refused() -> None:
+    found, weights = parts(make_transcoder("jumprelu", normalize_activations="none"))
+    with pytest.raises(UserError, match="normalize_activations=layer_norm of a transcoder"):
+        assembling.assemble(replace(found, token_norm="layer_norm"), weights, WEIGHTS)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -85,8 +85,17 @@ def test_the_folder_says_what_it_was_trained_on(tmp_path: Path) -> None:
     }.items():
         metadata = sparsify.load(write(tmp_path / name, tensors())).metadata
         assert metadata == {"model_name": "gpt2", "dataset_path": "text", "context_size": 64, "hook_name": hook}
-    metadata = sparsify.load(write(tmp_path / "h.1.mlp", tensors(), transcode=True)).metadata
-    assert (metadata["hook_name"], metadata["hook_name_out"]) == ("h.1.mlp.input", "blocks.1.hook_mlp_out")
+    for model, name, hook in (
+        ("gpt2", "h.1.mlp", "transformer.h.1.mlp.input"),
+        ("EleutherAI/pythia-160m", "layers.1.mlp", "gpt_neox.layers.1.mlp.input"),
+        ("meta-llama/Llama-3.2-1B", "layers.1.mlp", "model.layers.1.mlp.input"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({"model": model}))
+        metadata = sparsify.load(write(tmp_path / name, tensors(), transcode=True)).metadata
+        assert (metadata["hook_name"], metadata["hook_name_out"]) == (hook, "blocks.1.hook_mlp_out")
+    copying = write(tmp_path / "h.2", tensors(W_skip=torch.zeros(D_IN, D_IN)), skip_connection=True)
+    metadata = sparsify.load(copying).metadata
+    assert metadata["hook_name"] == metadata["hook_name_out"] == "blocks.2.hook_resid_post"
     assert "hook_name" not in sparsify.load(write(tmp_path / "sae", tensors())).metadata
 
 
