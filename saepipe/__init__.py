@@ -3,16 +3,36 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from saepipe.activations_store import ActivationsStore
+    from saepipe.saelens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, SAETrainingRunner
     from saepipe.saes.base import SAE
 
-__all__ = ["SAE", "__version__"]
+    TrainingSAE = SAE
+
+__all__ = [
+    "SAE",
+    "ActivationsStore",
+    "LanguageModelSAERunnerConfig",
+    "LanguageModelSAETrainingRunner",
+    "SAETrainingRunner",
+    "TrainingSAE",
+    "__version__",
+]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """Import what is behind a public name when it is first used: torch alone takes seconds."""
-    if name == "SAE":
+    if name in ("SAE", "TrainingSAE"):  # one class serves training and inference
         from saepipe.saes.base import SAE
 
         return SAE
+    if name == "ActivationsStore":
+        from saepipe.activations_store import ActivationsStore
+
+        return ActivationsStore
+    if name in __all__:
+        from saepipe import saelens
+
+        return getattr(saelens, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

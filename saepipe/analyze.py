@@ -39,6 +39,7 @@ def analyze(config: RunConfig) -> dict[str, Any]:
     from saepipe.latents import Contexts, observe
     from saepipe.token_text import TokenText
 
+    config = entry.settled(config)
     run = Run(config.run.dir)
     config = run.finished_config(config)
     contexts = Contexts(run.tokens(config.store.dir), config.analyze.tokens)

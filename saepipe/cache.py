@@ -45,6 +45,7 @@ def cache(config: RunConfig) -> dict[str, Any]:
         UserError: A model, hook, data set or column that is not there, too few tokens, a folder of another plan, a disk
             that is too small, activations that are not finite, or out of memory.
     """
+    config = entry.settled(config)
     mine, *helpers = _place(config).split(config.cache.workers)
     with workers.started(help_cache, workers.alone(config), helpers if _shares_work(config) else []):
         return help_cache(config, mine)

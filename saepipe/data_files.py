@@ -131,10 +131,16 @@ def _table(file: Path, column: str) -> Iterator[Any]:
 
 
 def _parsed(line: str, column: str) -> Any:
-    return _field(json.loads(line), column)
+    return field(json.loads(line), column)
 
 
-def _field(row: Any, column: str) -> Any:
+def field(row: Any, column: str) -> Any:
+    """Give a column of a row that came as a JSON object.
+
+    Raises:
+        UserError: It has no such column.
+        ValueError: It is no object.
+    """
     if not isinstance(row, dict):
         raise ValueError(f"{reprlib.repr(row)} is no JSON object")
     check_column(column, row)
@@ -155,7 +161,7 @@ class _Kind(NamedTuple):
 KINDS = {
     ".parquet": _Kind(_table, _itself),
     ".jsonl": _Kind(_lines, _parsed),
-    ".json": _Kind(_json_or_lines, _field),
+    ".json": _Kind(_json_or_lines, field),
     ".txt": _Kind(_paragraphs, _itself),
     ".arrow": _Kind(_table, _itself),
 }

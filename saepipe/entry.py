@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -121,6 +121,40 @@ def load_config(verb: str, overrides: Sequence[str] = (), *, point: str | None =
         raise UserError(f"{_GROUP_VALUE}: {' '.join(overrides)}") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(sentence(error)) from None
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """Take a configuration that may have been put together in Python to where the command line's are at the door.
+
+    `${run.name}` in a folder is filled in, the architecture is typed, and types are checked; the caller's own object
+    stays as it is. `sae` may be an architecture's dataclass, its name, or a dictionary with the key `architecture`;
+    None is topk, as on the command line. Where nobody has set up logging, messages go to standard output.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        UserError: A value has another type than its key; the message names it.
+    """
+    if not logging.getLogger("saepipe").hasHandlers():
+        _say_on_stdout("saepipe")
+    values = {item.name: getattr(config, item.name) for item in fields(config)}
+    for group, value in values.items():
+        try:
+            if is_dataclass(value):
+                OmegaConf.structured(value)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{group}.{sentence(error)}") from None
+    sae = values.pop("sae")
+    try:
+        copied = OmegaConf.to_object(OmegaConf.structured(RunConfig(**values)))
+    except OmegaConfBaseException as error:
+        raise UserError(sentence(error)) from None
+    assert isinstance(copied, RunConfig)
+    if sae is None or isinstance(sae, str):
+        sae = {"architecture": sae or "topk"}
+    copied.sae = _architecture_config(sae) if isinstance(sae, dict) else replace(sae)
+    return copied
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -261,13 +295,29 @@ def prepare_process() -> None:
     # read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.raiseExceptions = False  # a closed or full standard output is no reason for a traceback per message
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("saepipe", "__main__"):  # a verb run by `python -m` is __main__
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+        _say_on_stdout(name)
+
+
+def _say_on_stdout(name: str) -> None:
+    handler = _Stdout()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger(name)
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class _Stdout(logging.StreamHandler[Any]):
+    """Writes to what standard output is at the moment: a notebook puts others in its place."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stdout
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        """Keep to standard output, whatever logging itself would set."""
 
 
 def interrupted() -> NoReturn:

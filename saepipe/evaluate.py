@@ -46,6 +46,7 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
     from saepipe.language_model import LanguageModel
     from saepipe.measure import measure
 
+    config = entry.settled(config)
     run = Run(config.run.dir)
     config = run.finished_config(config)
     tokens = run.tokens(config.store.dir)

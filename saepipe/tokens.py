@@ -67,7 +67,7 @@ def build(
         discard_partial(store.folder)
         return store
     special_ids = encoder.special_ids
-    reading = _Reading(source, encoder)
+    reading = Reading(source, encoder)
     context_size = source.data.context_size
     needed = math.ceil(tokens / context_size)
     with TokenStoreWriter(
@@ -100,8 +100,13 @@ def build(
         return writer.finish(special_ids=special_ids, roles=encoder.chat.roles if encoder.chat else [])
 
 
-class _Reading:
-    """The way of the documents into contexts, and how far it has come."""
+class Reading:
+    """The way of the documents into contexts, and how far it has come.
+
+    Args:
+        source: Where the documents come from.
+        encoder: Turns them into token ids.
+    """
 
     def __init__(self, source: Source, encoder: Encoder) -> None:
         self._source, self._encoder = source, encoder
@@ -135,7 +140,10 @@ class _Reading:
         return {"row": self._row, "documents": self._number, "rest": rest, "roles": roles}
 
     def contexts(self) -> Iterator[dict[str, Contexts]]:
-        """Give each side's contexts as documents complete them; in between, the state can be saved."""
+        """Give each side's contexts (`train`, `heldout`) as documents complete them.
+
+        In between, the state can be saved.
+        """
         tokenizer = self._encoder.tokenizer
         if self._source.data.pack and tokenizer.eos_token_id is None:
             joint = "nothing" if tokenizer.bos_token_id is None else "its beginning-of-sequence token"

@@ -47,6 +47,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     from saepipe.launched import Launch
     from saepipe.untrained import refuse_unfit
 
+    config = entry.settled(config)
     store = open_store(config)
     adopt_plan(config, store)
     points = grid.points(config)

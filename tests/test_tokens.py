@@ -472,9 +472,9 @@ def test_a_full_disk_that_grows(small_disk: Path, tmp_path: Path, monkeypatch: p
     expected = files(resumable(tmp_path / "a", "ids").folder)
     (tmp_path / "store").symlink_to(small_disk)
     states: list[dict[str, object] | None] = []
-    go_on = tokens._Reading.go_on
+    go_on = tokens.Reading.go_on
     monkeypatch.setattr(
-        tokens._Reading,
+        tokens.Reading,
         "go_on",
         lambda self, writer, wanted: states.append(writer.state) or go_on(self, writer, wanted),
     )

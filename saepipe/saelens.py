@@ -1,0 +1,280 @@
+"""SAELens's training code on this pipeline: its configuration, by the names of its versions 3 to 6, and its runner.
+
+    cfg = LanguageModelSAERunnerConfig(model_name="gpt2-small", hook_name="blocks.8.hook_resid_pre", d_in=768, ...)
+    trainer = SAETrainingRunner(cfg)
+    sae = trainer.run()
+
+A run caches activations in a store (in `stores/`, or in `stores/` beside `checkpoint_path`), trains from it, and
+measures the SAE; its folder is `checkpoint_path`, or `runs/<name>`. The same configuration again goes on, or finds all
+done; one that differs in training alone uses the same store. `saepipe.saelens_names` says what becomes of each name,
+and the log which of those given have no effect. What is not given is SAELens 6's default, where it changes results and
+there is a key for it; without model_name and dataset_path the demo stands in.
+"""
+
+import hashlib
+import logging
+import signal
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from saepipe import cache, entry, evaluate, train
+from saepipe.config import ModelConfig, RunConfig
+from saepipe.errors import UserError, unknown
+from saepipe.in_memory import open_source
+from saepipe.language_model import LanguageModel
+from saepipe.runs import PLACES_MODEL, Run
+from saepipe.saelens_names import ALIASES, DEFAULTS, KNOWN, translate
+from saepipe.saes.base import SAE
+
+log = logging.getLogger(__name__)
+
+_NO_IDENTITY = ("logger.", "run.", "evaluate.", "model.device", "trainer.accelerator", "train.log_every_steps")
+"""What begin the keys that do not make a run another one."""
+
+
+class _Names:
+    """Values by SAELens's names, of any of its versions; what is None was not given."""
+
+    def __init__(self, **names: Any) -> None:
+        for name in names:
+            if name not in KNOWN:
+                raise unknown(f"{type(self).__name__}: name", name, KNOWN)
+        self.given = {ALIASES.get(name, name): value for name, value in names.items() if value is not None}
+        """What was given."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Read a value, or SAELens's default."""
+        name = ALIASES.get(name, name)
+        given = vars(self).get("given", {})
+        if name not in given and name not in KNOWN:
+            raise AttributeError(f"{type(self).__name__} has no {name}")
+        return given.get(name, DEFAULTS.get(name))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.given.items())})"
+
+
+class LoggingConfig(_Names):
+    """Version 6's names of what is logged, and where to; W&B is off unless `log_to_wandb=True` is given."""
+
+
+class TrainingSAEConfig(_Names):
+    """Version 6's names of what an SAE is; use the class of an architecture."""
+
+    _architecture: ClassVar[str] = "standard"
+
+    @classmethod
+    def architecture(cls) -> str:
+        """Name of the architecture."""
+        return cls._architecture
+
+
+class StandardTrainingSAEConfig(TrainingSAEConfig):
+    """ReLU and an L1 penalty."""
+
+
+class GatedTrainingSAEConfig(TrainingSAEConfig):
+    """Gated."""
+
+    _architecture = "gated"
+
+
+class TopKTrainingSAEConfig(TrainingSAEConfig):
+    """TopK."""
+
+    _architecture = "topk"
+
+
+class BatchTopKTrainingSAEConfig(TrainingSAEConfig):
+    """BatchTopK."""
+
+    _architecture = "batchtopk"
+
+
+class MatryoshkaBatchTopKTrainingSAEConfig(TrainingSAEConfig):
+    """Matryoshka."""
+
+    _architecture = "matryoshka_batchtopk"
+
+
+class JumpReLUTrainingSAEConfig(TrainingSAEConfig):
+    """JumpReLU."""
+
+    _architecture = "jumprelu"
+
+
+class LanguageModelSAERunnerConfig(_Names):
+    """What SAELens's runner is told: the flat names of its versions 3 to 5, or the nested ones of version 6.
+
+    Args:
+        sae: One of the configurations of architectures in this module, as in version 6.
+        logger: A `LoggingConfig`, as in version 6.
+        saepipe: Our own dotted keys, such as `{"store.dtype": "bfloat16"}`; they come last.
+        **names: All other names, and without `sae` and `logger` those of theirs too.
+
+    Raises:
+        UserError: A name is not known, or given twice with different values.
+    """
+
+    def __init__(
+        self,
+        sae: TrainingSAEConfig | None = None,
+        logger: LoggingConfig | None = None,
+        saepipe: Mapping[str, Any] | None = None,
+        **names: Any,
+    ) -> None:
+        super().__init__(**names)
+        self.sae, self.logger, self.keys = sae, logger, dict(saepipe or {})
+        nested = {} if sae is None else {"architecture": sae.architecture(), **sae.given}
+        for name, value in {**nested, **(logger.given if logger else {})}.items():
+            if self.given.setdefault(name, value) != value:
+                raise UserError(f"{name}={self.given[name]} differs from {name}={value} inside; give it once")
+
+    def to_run_config(self) -> RunConfig:
+        """Translate into a configuration of this pipeline.
+
+        Its `data.column` may still be several, as for `saepipe.in_memory.open_source`; a run settles it.
+
+        Raises:
+            UserError: A value is out of range, or nothing here stands for it.
+        """
+        return _config(self.translated()[0])
+
+    def translated(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Translate into our dotted keys; also tells the given names that have no effect -> why."""
+        keys, ignored = translate(self.given, self._width)
+        keys |= self.keys
+        run = keys.setdefault("run.name", f"{keys['sae.architecture']}-{_digest(keys)}")
+        beside = Path(keys["run.dir"]).parent if "run.dir" in keys else Path()
+        keys.setdefault("run.dir", f"runs/{run}")
+        if "store.dir" not in keys:
+            keys["store.dir"] = str(beside / "stores" / _store_name(_config(keys)))
+        return keys, ignored
+
+    def _width(self) -> int:
+        """Find the width of the activations."""
+        given = {name: value for name, value in self.given.items() if name != "l1_coefficient"}
+        keys = translate(given, lambda: 0)[0] | self.keys
+        return _open(keys).width(keys["model.hooks"][0])
+
+
+class LanguageModelSAETrainingRunner:
+    """Caches, trains and measures what a configuration asks for.
+
+    Args:
+        cfg: The configuration.
+        override_dataset: Not taken; see the error.
+        override_model: Not taken.
+        override_sae: Not taken.
+
+    Raises:
+        UserError: Something was given that is not taken; or of a configuration that cannot be.
+    """
+
+    def __init__(
+        self,
+        cfg: LanguageModelSAERunnerConfig,
+        override_dataset: Any = None,
+        override_model: Any = None,
+        override_sae: Any = None,
+    ) -> None:
+        instead = {
+            "override_dataset": (override_dataset, "save it (save_to_disk) and give its folder as dataset_path"),
+            "override_model": (override_model, "save it (save_pretrained) and give its folder as model_name"),
+            "override_sae": (override_sae, "save it (save_model) and give its folder as from_pretrained_path"),
+        }
+        for name, (value, cure) in instead.items():
+            if value is not None:
+                raise UserError(f"{name} is not taken, since a run can be resumed from its files alone; {cure}")
+        self.cfg = cfg
+        self.metrics: dict[str, Any] = {}
+        """After `run`: l0, explained_variance, ce_loss_score, dead_fraction and the other figures of
+        `eval/metrics.json`, and the last ones of training (`metrics/...`, `losses/...`)."""
+        self.sae: SAE | None = None
+        """After `run`: the SAE."""
+
+    def run(self) -> SAE:
+        """Do it all, or what is left of it; says first what has no effect, and what the store will need of the disk.
+
+        Returns:
+            The trained SAE.
+
+        Raises:
+            UserError: The configuration, the data, the model or the disk do not allow it; names the key and the cure.
+            KeyboardInterrupt: Ctrl-C; a checkpoint was saved, and the same configuration goes on.
+        """
+        keys, ignored = self.cfg.translated()
+        config = _config(keys)
+        if ignored:
+            log.warning("without effect: %s", "; ".join(f"{name} ({why})" for name, why in ignored.items()))
+        self._check_width(keys)
+        source = open_source(config.data, seed=config.store.seed)
+        joined = config.data.pack and source.kind is not list  # lists of token ids are contexts
+        config = _config(keys | {"data.column": source.data.column, "data.pack": joined})
+        cache.cache(config)
+        try:
+            summary = train.train(config)
+        except SystemExit as stop:  # what a command line ends with
+            if stop.code == 128 + signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise
+        self.metrics = {**summary["metrics"], **evaluate.evaluate(config)}
+        self.sae = Run(config.run.dir).load_sae()
+        if (folder := self.cfg.given.get("output_path")) is not None:
+            self.sae.save_model(folder)
+        return self.sae
+
+    def _check_width(self, keys: Mapping[str, Any]) -> None:
+        if (given := self.cfg.given.get("d_in")) is not None:
+            hook = keys["model.hooks"][0]
+            if (width := _open(keys).width(hook)) != given:
+                raise UserError(f"d_in={given} is not the width of hook_name={hook}, {width}; give d_in={width}")
+
+
+SAETrainingRunner = LanguageModelSAETrainingRunner
+
+
+def _open(keys: Mapping[str, Any]) -> LanguageModel:
+    return LanguageModel.open(_config(keys).model)
+
+
+def _config(keys: Mapping[str, Any]) -> RunConfig:
+    """Put keys where they belong; they count as typed, so that a store of another plan is refused."""
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in keys.items():
+        group, _, name = key.partition(".")
+        groups.setdefault(group, {})[name] = value
+    whole = RunConfig()
+    for group, values in groups.items():
+        if group == "sae":
+            whole.sae = values
+            continue
+        known = [item.name for item in fields(getattr(whole, group))] if hasattr(whole, group) else []
+        for name in values:
+            if name not in known:
+                raise unknown("saepipe key", f"{group}.{name}", [f"{group}.{other}" for other in known])
+        setattr(whole, group, replace(getattr(whole, group), **values))
+    whole.overrides = [f"{'sae' if key == 'sae.architecture' else key}={_shown(keys[key])}" for key in keys]
+    return entry.settled(whole)
+
+
+def _shown(value: Any) -> str:
+    """Write a value as one types it on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
+    return "null" if value is None else str(value)
+
+
+def _digest(keys: Mapping[str, Any]) -> str:
+    """Name what decides a run, so that another one has another folder."""
+    kept = {key: value for key, value in keys.items() if not key.startswith(_NO_IDENTITY)}
+    return hashlib.sha256(repr(sorted(kept.items())).encode()).hexdigest()[:8]
+
+
+def _store_name(config: RunConfig) -> str:
+    """Name a store by what decides its bytes."""
+    model = replace(config.model, **{key: getattr(ModelConfig(), key) for key in PLACES_MODEL})
+    identity = hashlib.sha256(repr((model, config.data, replace(config.store, dir="-"))).encode()).hexdigest()
+    return f"{Path(model.name).name}-{identity[:8]}"
