@@ -1,6 +1,6 @@
 """SAEs of this and other libraries, in folders: one file per library, and a folder says itself which one wrote it.
 
-Each file has the same three functions, of which `save` is there where we write the format:
+Each file of FORMATS has the same three functions, of which `save` is there where we write the format:
 
     recognises(path) -> bool                          does this look like one of its folders (or files)?
     load(path, *, device, dtype) -> SAE               takes raw activations, and knows its metadata
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from saepipe.saes.base import SAE
 
-FORMATS = ("saelens",)
+FORMATS = ("saelens", "sparsify", "dictionary_learning", "llama_scope", "gemma_scope", "openai")
 """Names of the files, in the order in which they are asked whether a folder is theirs."""
-WRITTEN = ("saelens",)
+WRITTEN = ("saelens", "sparsify", "dictionary_learning")
 """Those that have a `save`."""
 
 
@@ -51,6 +51,7 @@ def load(
     format: str | None = None,
     device: "str | torch.device" = "cpu",
     dtype: "torch.dtype | None" = None,
+    norm_scale: float | None = None,
 ) -> "SAE":
     """Open an SAE in any format.
 
@@ -59,6 +60,8 @@ def load(
         format: Name of the format; None finds out.
         device: Where to put it.
         dtype: Type of the weights; None is float32.
+        norm_scale: What inputs are to be multiplied by, for a folder of SAELens's that leaves it to its release
+            (`norm_scaling_factor`); it is folded into the weights.
 
     Raises:
         UserError: It is missing, damaged, in an unknown format, or says something that this library cannot keep.
@@ -68,7 +71,12 @@ def load(
         raise unknown("format", name, FORMATS)
     import torch
 
-    sae: SAE = _module(name).load(path, device=device, dtype=dtype or torch.float32)
+    if norm_scale is not None and name != "saelens":
+        raise UserError(
+            f"{path} is in the format {name}, which says itself what it was scaled by; leave norm_scale out"
+        )
+    options = {} if norm_scale is None else {"norm_scale": norm_scale}
+    sae: SAE = _module(name).load(path, device=device, dtype=dtype or torch.float32, **options)
     return sae
 
 
@@ -90,10 +98,13 @@ def save(
         sparsity: Fraction of the tokens on which each latent fired; None is its own.
 
     Raises:
-        UserError: The format has no way to say what this SAE is.
+        UserError: The format has no way to say what this SAE is, or the folder has one in another format.
     """
     if format not in WRITTEN:
         raise unknown("format", format, WRITTEN)
+    other = next((name for name in FORMATS if name != format and _module(name).recognises(Path(folder))), None)
+    if other:
+        raise UserError(f"{folder} has an SAE in the format {other}, which this would mix with; choose another folder")
     if sparsity is None and sae.log_sparsity is not None:
         sparsity = 10**sae.log_sparsity
     _module(format).save(sae, folder, metadata=sae.metadata if metadata is None else metadata, sparsity=sparsity)

@@ -6,33 +6,35 @@
 
 A transcoder's architecture is `transcoder`, for ReLU, or `<architecture>_transcoder`, with `skip_` before `transcoder`
 where it has a skip connection. SAELens knows those of ReLU and of jumprelu.
+
+Folders that SAELens before version 6 wrote (`saelens5`), and checkpoints of its training (`saelens_training`), open
+as well.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as serialise
 from torch import Tensor
 
 import saepipe
-from saepipe import durable, saes
+from saepipe import saes
 from saepipe.errors import UserError, unknown
+from saepipe.formats import assembling, reading, saelens5, saelens_training, writing
+from saepipe.formats.assembling import Found
 from saepipe.hook_names import split_head, with_head
 from saepipe.saes.base import SAE
-from saepipe.saes.token_norm import TOKEN_NORMS
 
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 # SAELens drops the metadata of what says an older version than 6, and takes the folder for one of its own old ones.
 # This is the version that the folder was checked against: it opens there, and encodes and decodes the same.
 SAE_LENS_VERSION = "6.54.0"
 SIGN = f"{CONFIG} and {WEIGHTS}"
-_UNSCALED = {"norm_scale": torch.ones(()), "target_scale": torch.ones(())}
+_AS_TRAINED = {"batchtopk": "batchtopk", "matryoshka_batchtopk": "matryoshka"}
+"""SAELens's names for what only its training checkpoints have (it exports them as jumprelu) -> ours."""
+_THRESHOLDS = {"topk_threshold": "threshold"}
 _HOOKS = {"hook_name": "hook_head_index", "hook_name_out": "hook_head_index_out"}
 """Keys of the metadata that name a hook -> those that SAELens names a single head of it by."""
 
@@ -56,16 +58,13 @@ def save(
     Raises:
         UserError: A weight is not finite.
     """
-    folder = Path(folder)
-    values, weights = sae.folded()
-    dtype = sae.W_enc.dtype
-    weights = {name: value.to("cpu", dtype).contiguous() for name, value in weights.items()}
-    _check_finite(weights, "the SAE to export", "go back to a checkpoint from before it diverged")
+    values, folded = sae.folded()
+    weights = writing.finished(sae, folded)
     if sae.is_transcoder:
         values["architecture"] = _transcoder_name(values["architecture"], skip=sae.cfg.skip_connection)
     config = {
         **values,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(sae.W_enc.dtype).removeprefix("torch."),
         "device": "cpu",
         "metadata": {
             **_with_head_index(metadata),
@@ -76,23 +75,30 @@ def save(
             "training_architecture_details": dataclasses.asdict(sae.cfg),
         },
     }
-    text = json.dumps(config, indent=2, allow_nan=False) + "\n"
-    (folder / CONFIG).unlink(missing_ok=True)
-    durable.write(folder / WEIGHTS, lambda file: file.write(serialise(weights)))
-    (folder / SPARSITY).unlink(missing_ok=True)
+    logs = None
     if sparsity is not None:
         logs = torch.log10(sparsity.detach().to("cpu", torch.float32) + 1e-10)  # SAELens's floor
-        durable.write(folder / SPARSITY, lambda file: file.write(serialise({"sparsity": logs})))
-    durable.write_text(folder / CONFIG, text)
+    files = {
+        WEIGHTS: writing.tensors(weights),
+        SPARSITY: None if logs is None else writing.tensors({"sparsity": logs}),
+    }
+    writing.folder(Path(folder), CONFIG, config, files)
 
 
-def load(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> SAE:
+def load(
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    norm_scale: float | None = None,
+) -> SAE:
     """Open an exported SAE: ours, or one that SAELens wrote.
 
     Args:
         folder: Folder with `cfg.json` and `sae_weights.safetensors`.
         device: Where to put it.
         dtype: Type of the weights.
+        norm_scale: What inputs are to be multiplied by where the folder asks for that, and does not say by what.
 
     Returns:
         The SAE; `cfg` says how it was trained where that is known, `metadata` on what.
@@ -100,38 +106,38 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch
     Raises:
         UserError: There is no such export, or something in it is missing, damaged or unknown.
     """
-    folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} is no exported SAE, it has no {name}; give the sae folder of a finished run")
-    config = _read_config(folder / CONFIG)
-    sae = _build(config, folder / CONFIG).to(dtype)  # before the weights come, so that float64 stays what it was
-    sae.load_state_dict(_read_weights(folder / WEIGHTS, sae) | _UNSCALED)
-    sae.metadata = _with_head_in_name(config["metadata"])
-    sae.token_norm = config["normalize_activations"]
-    if (folder / SPARSITY).is_file():
-        sae.log_sparsity = _read_sparsity(folder / SPARSITY, sae.d_sae)
-    return sae.to(device).requires_grad_(False)
+    config_path, weights_path = reading.find(folder, CONFIG, WEIGHTS)
+    config = _read_config(config_path)
+    weights = saelens5.finetuned(config, reading.safetensors(weights_path), weights_path)
+    if config["architecture"] in _AS_TRAINED:
+        weights = {_THRESHOLDS.get(name, name): tensor for name, tensor in weights.items()}
+    found = _describe(config, config_path)
+    if found.architecture == "gated":
+        weights.pop("b_enc", None)  # SAELens before 6 wrote one, and never used it
+    kind = config["normalize_activations"]
+    found, weights = saelens_training.normalised(kind, found, weights, weights_path, norm_scale)
+    sae = assembling.assemble(found, weights, weights_path, device=device, dtype=dtype)
+    if (weights_path.parent / SPARSITY).is_file():
+        sae.log_sparsity = _read_sparsity(weights_path.parent / SPARSITY, sae.d_sae)
+    return sae
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is damaged, it holds no JSON object; export the SAE again")
-    config.setdefault("metadata", {})
-    kinds = {"architecture": str, "d_in": int, "d_sae": int, "metadata": dict}
-    if str(config.get("architecture")).endswith("transcoder"):
-        kinds["d_out"] = int
-    for key, kind in kinds.items():
-        if not isinstance(config.get(key), kind) or (kind is int and config[key] < 1):
-            raise UserError(f"{path} has no valid {key} (found {config.get(key)}); export again, with SAELens >= 6")
-    for key in ("normalize_activations", "reshape_activations"):
-        known = TOKEN_NORMS if key == "normalize_activations" else ("none", "hook_z")  # joining heads needs no telling
-        if config.setdefault(key, "none") not in known:
-            raise UserError(f"{path} says {key}={config[key]}, which is not in the weights; fold it and write none")
+    config = reading.json_object(path)
+    if "metadata" not in config:
+        config = saelens5.current(config, path)
+    for key, kind in {"architecture": str, "d_in": int, "d_sae": int, "metadata": dict}.items():
+        reading.value(config, key, kind, path)
+    if config["architecture"].endswith("transcoder"):
+        reading.value(config, "d_out", int, path)
+    if config["architecture"].startswith("topk"):
+        reading.value(config, "k", int, path)
+    config.setdefault("normalize_activations", "none")
+    if config.setdefault("reshape_activations", "none") not in ("none", "hook_z"):  # joining heads needs no telling
+        raise UserError(
+            f"{path} says reshape_activations={config['reshape_activations']}, which is not in the weights; join the "
+            "activations and write none"
+        )
     return config
 
 
@@ -158,54 +164,32 @@ def _transcoder_name(architecture: str, *, skip: bool) -> str:
     return "_".join(part for part in parts if part)
 
 
-def _build(config: dict[str, Any], path: Path) -> SAE:
-    """Make the SAE that `config` describes: as it was trained where the metadata tells, overruled by what it is now."""
+def _describe(config: dict[str, Any], path: Path) -> Found:
+    """Say what `config` describes: as it was trained where the metadata tells, overruled by what it is now."""
     name = config["architecture"]
+    ours = {one: (one, False) for one in saes.registered()} | {one: (to, False) for one, to in _AS_TRAINED.items()}
     transcoders = {_transcoder_name(one, skip=skip): (one, skip) for one in saes.registered() for skip in (False, True)}
-    if name not in [*saes.registered(), *transcoders]:
+    if name not in ours | transcoders:
         raise unknown("architecture", name, [*saes.registered(), *transcoders], f"It is from {path}.")
-    architecture, skip = transcoders.get(name, (name, False))
-    sae_class = saes.architecture(architecture)
+    architecture, skip = (ours | transcoders)[name]
     trained = config["metadata"].get("training_architecture_details")
     same = isinstance(trained, dict) and trained.get("architecture") == architecture
-    values = {"apply_b_dec_to_input": name not in transcoders} | (trained if same else {}) | config
-    values |= {"architecture": architecture, "skip_connection": skip}
-    known = {field.name for field in dataclasses.fields(sae_class.config_class)}
-    try:
-        cfg = sae_class.config_class(**{key: value for key, value in values.items() if key in known})
-        return sae_class(cfg, config["d_in"], config["d_out"] if name in transcoders else None)
-    except (TypeError, UserError) as error:
-        raise UserError(f"{path} does not describe a {name} SAE: {error}") from error
-
-
-def _read_weights(path: Path, sae: SAE) -> dict[str, Tensor]:
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); export the SAE again") from error
-    wanted = {name: tuple(value.shape) for name, value in sae.named_parameters()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in wanted | found:
-        if wanted.get(name) != found.get(name):
-            raise UserError(
-                f"{path} has {name} of shape {found.get(name, '(missing)')} where {CONFIG} beside it asks for "
-                f"{wanted.get(name, '(no such tensor)')}; export the SAE again"
-            )
-    _check_finite(weights, str(path), "export the SAE again")
-    return weights
+    # SAELens did not rescale before it had the key.
+    values = {"apply_b_dec_to_input": name not in transcoders, "rescale_acts_by_decoder_norm": False}
+    values |= (trained if same else {}) | config
+    return Found(
+        path,
+        architecture,
+        config["d_in"],
+        config["d_sae"],
+        config["d_out"] if name in transcoders else None,
+        values | {"skip_connection": skip},
+        _with_head_in_name(config["metadata"]),
+    )
 
 
 def _read_sparsity(path: Path, d_sae: int) -> Tensor:
-    try:
-        logs = load_file(path)["sparsity"]
-    except (SafetensorError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}); export the SAE again, or delete the file") from error
+    logs = reading.safetensors(path).get("sparsity", torch.empty(0))
     if tuple(logs.shape) != (d_sae,):
         raise UserError(f"{path} is of {tuple(logs.shape)} latents, not of {d_sae}; export again, or delete the file")
     return logs
-
-
-def _check_finite(weights: dict[str, Tensor], where: str, cure: str) -> None:
-    for name, value in weights.items():
-        if not torch.isfinite(value).all():
-            raise UserError(f"{name} of {where} holds NaN or infinity; {cure}")
