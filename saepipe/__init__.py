@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from saepipe.hooked import HookedSAETransformer, load_model
     from saepipe.saes.base import SAE
 
-__all__ = ["SAE", "__version__"]
+__all__ = ["SAE", "HookedSAETransformer", "__version__", "load_model"]
 __version__ = "0.1.0"
 
 
@@ -15,4 +16,8 @@ def __getattr__(name: str) -> Any:
         from saepipe.saes.base import SAE
 
         return SAE
+    if name in ("HookedSAETransformer", "load_model"):
+        from saepipe import hooked
+
+        return getattr(hooked, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
