@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 
@@ -46,7 +46,7 @@ class AttachedSAEs:
         """The attached SAEs, by the hook that each reads."""
         return {splice.hook_in: splice.sae for splice in self._splices}
 
-    def add_sae(self, sae: SAE, use_error_term: bool | None = None, exclude_special_tokens: Special = False) -> None:
+    def add_sae(self, sae: Any, use_error_term: bool | None = None, exclude_special_tokens: Special = False) -> None:
         """Attach an SAE until `reset_saes`, in the place of one that reads or replaces the same.
 
         Args:
@@ -99,11 +99,11 @@ class AttachedSAEs:
     @contextmanager
     def saes(
         self,
-        saes: SAE | Sequence[SAE] = (),
+        saes: SAE | Sequence[Any] = (),
         reset_saes_end: bool = True,
         use_error_term: bool | None = None,
         exclude_special_tokens: Special = False,
-    ) -> Iterator[Self]:
+    ) -> Iterator[Any]:
         """Attach SAEs for a while; the arguments are those of the class."""
         before = self._splices
         try:
@@ -117,7 +117,7 @@ class AttachedSAEs:
     def run_with_saes(
         self,
         *args: Any,
-        saes: SAE | Sequence[SAE] = (),
+        saes: SAE | Sequence[Any] = (),
         reset_saes_end: bool = True,
         use_error_term: bool | None = None,
         exclude_special_tokens: Special = False,
@@ -130,7 +130,7 @@ class AttachedSAEs:
     def run_with_cache_with_saes(
         self,
         *args: Any,
-        saes: SAE | Sequence[SAE] = (),
+        saes: SAE | Sequence[Any] = (),
         reset_saes_end: bool = True,
         use_error_term: bool | None = None,
         exclude_special_tokens: Special = False,
@@ -143,7 +143,7 @@ class AttachedSAEs:
     def run_with_hooks_with_saes(
         self,
         *args: Any,
-        saes: SAE | Sequence[SAE] = (),
+        saes: SAE | Sequence[Any] = (),
         reset_saes_end: bool = True,
         use_error_term: bool | None = None,
         exclude_special_tokens: Special = False,

@@ -9,13 +9,14 @@ through TransformerLens' bridge: every hook point, and the numerics that most pu
 `load_model` runs the Hugging Face model itself: fast, for the hook points that `saepipe.places` lists and for modules'
 paths.
 
-The weights are frozen, and unless gradients are switched off (`torch.no_grad()`) all activations carry them, from the
-embeddings on, so that a logit can be differentiated by what passed any hook point, or by an SAE's latents.
+The weights are frozen (but those of a model that was loaded elsewhere), and unless gradients are switched off
+(`torch.no_grad()`) all activations carry them, from the embeddings on, so that a logit can be differentiated by what
+passed any hook point, or by an SAE's latents.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -68,6 +69,9 @@ class HookedSAETransformer(AttachedSAEs, Generates, Opens):
         self.model: Any = hooks.bridge if isinstance(hooks, BridgeHooks) else HuggingFaceView(hooks.model, name)
         """The bridge, or the Hugging Face model under TransformerLens' names."""
         self.hf_model = _hf_model(hooks)
+        if isinstance(hooks, BridgeHooks):
+            for weight in (*self.model.parameters(), *self.hf_model.parameters()):  # it makes some anew, to be trained
+                weight.requires_grad_(False)
         config = self.hf_model.config.get_text_config()
         Prompts.__init__(
             self,
@@ -86,7 +90,7 @@ class HookedSAETransformer(AttachedSAEs, Generates, Opens):
         self._points: dict[str, Hook] = {}
 
     @classmethod
-    def _make(cls, hooks: Hooks, tokenizer: "PreTrainedTokenizerBase | None", **keys: Any) -> Self:
+    def _make(cls, hooks: Hooks, tokenizer: "PreTrainedTokenizerBase | None", **keys: Any) -> "HookedSAETransformer":
         return cls(hooks, tokenizer, **keys)
 
     def __getattr__(self, name: str) -> Any:
@@ -94,11 +98,11 @@ class HookedSAETransformer(AttachedSAEs, Generates, Opens):
             raise AttributeError(name)
         return getattr(self.model, name)
 
-    def eval(self) -> Self:
+    def eval(self) -> "HookedSAETransformer":
         """Return the model, which is always as for inference."""
         return self
 
-    def to(self, *args: Any, **keys: Any) -> Self:
+    def to(self, *args: Any, **keys: Any) -> "HookedSAETransformer":
         """Move the model to a device or a type, as torch's modules are moved."""
         self.model.to(*args, **keys)
         self._device = self._hooks.device = embedding_device(self.hf_model)

@@ -23,6 +23,9 @@ Where = str | Callable[[str], bool]
 FunctionsAt = Sequence[tuple[Where, Callable[..., Any]]]
 """Pairs of where a function goes, and the function."""
 
+_SWITCHED = ("hook_mlp_in",)
+"""Hook points of the bridge that it does not pass unless told to."""
+
 
 class Hook:
     """The hook point that a function is called at, as TransformerLens hands it over."""
@@ -158,9 +161,9 @@ class ForwardPass:
             UserError: One was.
         """
         for name in sorted(self._unreached):
-            raise UserError(
-                f"{name} is not passed by this model's forward pass, so no SAE can be there; choose another"
-            )
+            leaf = name.rsplit(".", 1)[-1]
+            cure = f"switch it on with model.set_use_{leaf}(True)" if leaf in _SWITCHED else "choose another hook"
+            raise UserError(f"{name} is not passed by this model's forward pass, so no SAE can be there; {cure}")
 
     def _reaching(self, name: str, step: Step) -> Step:
         def reaching(found: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Opening a language model for its hook points, with TransformerLens' bridge around it or without."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+T = TypeVar("T", bound="Opens")
+
+
 class Opens:
     """The part of a model that loads it."""
 
-    _make: Callable[..., Self]
+    _make: Callable[..., Any]
     """Makes the model of its hook points and its tokenizer."""
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[T],
         model_name: str,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
@@ -33,7 +36,7 @@ class Opens:
         center_unembed: bool = True,
         fold_value_biases: bool = True,
         **keys: Any,
-    ) -> Self:
+    ) -> T:
         """Open a model with HookedTransformer numerics, through TransformerLens' bridge.
 
         Args:
@@ -60,18 +63,18 @@ class Opens:
 
     @classmethod
     def from_pretrained_no_processing(
-        cls,
+        cls: type[T],
         model_name: str,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
         **keys: Any,
-    ) -> Self:
+    ) -> T:
         """Open a model with its own numerics, through TransformerLens' bridge; see `from_pretrained`."""
         return cls._open(_config(model_name, device, dtype, compatibility_mode=False, **keys), bridge=True)
 
     @classmethod
     def load(
-        cls,
+        cls: type[T],
         model: "str | PreTrainedModel",
         compatibility_mode: bool = False,
         device: str | torch.device | None = None,
@@ -79,7 +82,7 @@ class Opens:
         *,
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         **keys: Any,
-    ) -> Self:
+    ) -> T:
         """Open a model as `saepipe.load_model` does, which see."""
         if isinstance(model, str):
             config = _config(model, device, dtype, compatibility_mode=compatibility_mode, **keys)
@@ -93,7 +96,7 @@ class Opens:
         return cls._make(hooks, tokenizer, name=name, compatibility_mode=compatibility_mode)
 
     @classmethod
-    def _open(cls, config: ModelConfig, *, bridge: bool, **processing: bool) -> Self:
+    def _open(cls: type[T], config: ModelConfig, *, bridge: bool, **processing: bool) -> T:
         places = placement.here(config)
         files = ModelFiles.open(config)
         model = files.load(places)
