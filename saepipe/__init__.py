@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from saepipe.activations_store import ActivationsStore
+    from saepipe.hooked import HookedSAETransformer, load_model
     from saepipe.saelens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, SAETrainingRunner
     from saepipe.saes.base import SAE
 
@@ -12,11 +13,13 @@ if TYPE_CHECKING:
 __all__ = [
     "SAE",
     "ActivationsStore",
+    "HookedSAETransformer",
     "LanguageModelSAERunnerConfig",
     "LanguageModelSAETrainingRunner",
     "SAETrainingRunner",
     "TrainingSAE",
     "__version__",
+    "load_model",
 ]
 __version__ = "0.1.0"
 
@@ -31,6 +34,10 @@ def __getattr__(name: str) -> Any:
         from saepipe.activations_store import ActivationsStore
 
         return ActivationsStore
+    if name in ("HookedSAETransformer", "load_model"):
+        from saepipe import hooked
+
+        return getattr(hooked, name)
     if name in __all__:
         from saepipe import saelens
 

@@ -65,12 +65,12 @@ def functions(edits: Mapping[str, Edit], shape: tuple[int, ...], device: torch.d
         made[point] = _both(made[point], function) if point in made else function
 
     # What is added between attention and MLP depends on the edits before it, so it comes last
-    for hook, edit in sorted(edits.items(), key=lambda item: _is_mid(item[0])):
-        if _is_mid(hook):
-            for point, function in _mid_functions(hook, edit, device).items():
+    for hook, edit in sorted(edits.items(), key=lambda item: is_mid(item[0])):
+        if is_mid(hook):
+            for point, function in mid_functions(hook, edit, device).items():
                 add(point, function)
         else:
-            add(split_head(hook)[0], _shown(hook, edit, shape, device))
+            add(split_head(hook)[0], shown(hook, edit, shape, device))
     return made
 
 
@@ -83,7 +83,7 @@ def _both(first: HookFunction, second: HookFunction) -> HookFunction:
     return function
 
 
-def _shown(hook: str, edit: Edit, shape: tuple[int, ...], device: torch.device) -> HookFunction:
+def shown(hook: str, edit: Edit, shape: tuple[int, ...], device: torch.device) -> HookFunction:
     """Show an edit what `per_token` gives, and put its result in that place.
 
     The model goes on with a copy: it may write in place to what the edit has kept.
@@ -101,11 +101,12 @@ def _shown(hook: str, edit: Edit, shape: tuple[int, ...], device: torch.device) 
     return function
 
 
-def _is_mid(hook: str) -> bool:
+def is_mid(hook: str) -> bool:
+    """Say whether a name means the residual stream between attention and MLP."""
     return hook.endswith(".hook_resid_mid")
 
 
-def _mid_functions(hook: str, edit: Edit, device: torch.device) -> dict[str, HookFunction]:
+def mid_functions(hook: str, edit: Edit, device: torch.device) -> dict[str, HookFunction]:
     """Edit the residual stream between attention and MLP.
 
     The hook point itself is the MLP's input alone (in TransformerLens' bridge too): the stream that goes on beside the
@@ -114,8 +115,11 @@ def _mid_functions(hook: str, edit: Edit, device: torch.device) -> dict[str, Hoo
     block = hook.removesuffix("hook_resid_mid")
     before: list[Tensor] = []
 
-    def add(added: Tensor) -> Tensor:
+    def add(added: Tensor) -> Tensor | None:
         old = before[0].to(added.device)
-        return edit((old + added).to(device)).to(added.device) - old
+        whole = (old + added).to(device)
+        edited = edit(whole)
+        # Reading changes nothing: the difference would be what is added, but for rounding
+        return None if edited is whole else edited.to(added.device) - old
 
     return {f"{block}hook_resid_pre": before.append, f"{block}hook_attn_out": add}

@@ -1,6 +1,5 @@
 """A language model that is read at its hook points, and run with some of them changed."""
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -11,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saepipe import activations, placement, places
-from saepipe.activations import BridgeHooks, Hooks, HuggingFaceHooks, embedding_device
+from saepipe.activations import BridgeHooks, Hooks, HuggingFaceHooks
 from saepipe.config import ModelConfig
 from saepipe.edits import Edit, check_head, functions, per_token
 from saepipe.errors import UserError, unknown
@@ -215,20 +214,9 @@ class LanguageModel:
             return HuggingFaceHooks(model) if self.capture_path == "huggingface" else self._bridge(model)
 
     def _bridge(self, model: "PreTrainedModel") -> BridgeHooks:
-        from transformer_lens.model_bridge import TransformerBridge
-
         log.info("model.hooks or model.compatibility_mode need the TransformerLens bridge, the slower capture path")
-        tokenizer = copy.deepcopy(self.tokenizer)  # the bridge gives it a padding token
-        bridge = TransformerBridge.boot_transformers(
-            self._files.source,
-            hf_model=model,
-            tokenizer=tokenizer,
-            dtype=self._files.dtype,
-            device=str(embedding_device(model)),
-        )
-        if self.config.compatibility_mode:
-            bridge.enable_compatibility_mode(disable_warnings=True)
-        return BridgeHooks(bridge)
+        mode = self.config.compatibility_mode
+        return BridgeHooks.boot(model, self.tokenizer, self._files.source, compatibility_mode=mode)
 
 
 def _is_bridge_name(name: str) -> bool:

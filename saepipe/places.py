@@ -38,11 +38,13 @@ _BLOCK = {"hook_resid_pre": Place(is_input=True), "hook_resid_post": Place()}
 """Holds for every architecture with a list of decoder blocks."""
 
 _SEQUENTIAL_NEOX = {
+    "mlp.hook_in": Place("mlp", is_input=True),
     "attn.hook_z": Place("attention.dense", is_input=True),
     "mlp.hook_post": Place("mlp.dense_4h_to_h", is_input=True),
 }
 _PARALLEL_NEOX = {**_SEQUENTIAL_NEOX, "hook_attn_out": Place("attention"), "hook_mlp_out": Place("mlp")}
 _GPT2 = {
+    "mlp.hook_in": Place("mlp", is_input=True),
     "attn.hook_z": Place("attn.c_proj", is_input=True),
     "hook_attn_out": Place("attn"),
     "hook_resid_mid": Place("ln_2", is_input=True),
@@ -50,6 +52,7 @@ _GPT2 = {
     "hook_mlp_out": Place("mlp"),
 }
 _LLAMA = {
+    "mlp.hook_in": Place("mlp", is_input=True),
     "attn.hook_z": Place("self_attn.o_proj", is_input=True),
     "hook_attn_out": Place("self_attn"),
     "hook_resid_mid": Place("post_attention_layernorm", is_input=True),

@@ -13,14 +13,16 @@ def test_places_need_the_configuration_only() -> None:
     assert "blocks.2.hook_mlp_out" in names
     assert "blocks.2.hook_resid_mid" not in names  # attention and MLP run side by side
     sequential = small_models.CONFIGS["gpt_neox sequential"]()
-    leaves = {"hook_resid_pre", "hook_resid_post", "attn.hook_z", "mlp.hook_post"}
+    leaves = {"hook_resid_pre", "hook_resid_post", "attn.hook_z", "mlp.hook_in", "mlp.hook_post"}
     assert {name.split(".", 2)[2] for name in listed(sequential)} == leaves
     assert listed(sequential)["blocks.1.attn.hook_z"].heads == 4
 
 
 def test_inside_attention_and_mlp() -> None:
     for kind in IN_BLOCK:
-        assert {"blocks.0.attn.hook_z", "blocks.2.mlp.hook_post"} <= listed(small_models.CONFIGS[kind]()).keys()
+        assert {"blocks.0.attn.hook_z", "blocks.1.mlp.hook_in", "blocks.2.mlp.hook_post"} <= listed(
+            small_models.CONFIGS[kind]()
+        ).keys()
 
 
 def test_listed_architectures_are_all_tested() -> None:

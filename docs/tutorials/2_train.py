@@ -7,6 +7,7 @@ python docs/tutorials/2_train.py FOLDER (where stores and runs go; a minute on t
 import sys
 from pathlib import Path
 
+from saepipe import LanguageModelSAERunnerConfig, SAETrainingRunner
 from saepipe.cache import cache
 from saepipe.entry import load_config
 from saepipe.evaluate import evaluate
@@ -35,8 +36,6 @@ for name, keys in SAES.items():
     print(name, {word: round(figures[word], 3) for word in words})
 
 # %% Training code that was written for SAELens runs as well
-from saepipe import LanguageModelSAERunnerConfig, SAETrainingRunner
-
 config = LanguageModelSAERunnerConfig(
     model_name="demo",
     hook_name="blocks.2.hook_resid_post",

@@ -121,7 +121,11 @@ class SAE(Stored, nn.Module, ABC):
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Activations of the latents, zero where inactive."""
-        return self._activate(self.pre_activations(x))
+        return self.activate(self.pre_activations(x))
+
+    def activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """Activations of the latents from what `pre_activations` gives, zero where inactive."""
+        return self._activate(hidden_pre)
 
     def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """What the activation function is given."""

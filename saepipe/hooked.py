@@ -1,0 +1,322 @@
+"""A language model with SAEs spliced in, by the names that users of SAELens and TransformerLens know.
+
+    model = HookedSAETransformer.from_pretrained("gpt2-small")
+    logits, cache = model.run_with_cache_with_saes("The cat", saes=[sae])
+    cache["blocks.8.hook_resid_pre.hook_sae_acts_post"]
+
+One class over two ways of running a model (see `saepipe.activations`). `HookedSAETransformer.from_pretrained` runs it
+through TransformerLens' bridge: every hook point, and the numerics that most published SAEs were trained on.
+`load_model` runs the Hugging Face model itself: fast, for the hook points that `saepipe.places` lists and for modules'
+paths.
+
+The weights are frozen (but those of a model that was loaded elsewhere), and unless gradients are switched off
+(`torch.no_grad()`) all activations carry them, from the embeddings on, so that a logit can be differentiated by what
+passed any hook point, or by an SAE's latents.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from saepipe.activation_cache import ActivationCache
+from saepipe.activations import BridgeHooks, Hooks, embedding_device
+from saepipe.attached import AttachedSAEs
+from saepipe.errors import UserError
+from saepipe.generation import Generates
+from saepipe.hooking import ForwardPass, FunctionsAt, Hook, Put, Where
+from saepipe.model_view import HuggingFaceView
+from saepipe.opening import Opens
+from saepipe.prompts import WITHOUT_BOS, Batch, Input, Prompts
+from saepipe.splicing import Splice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Output(NamedTuple):
+    """What `return_type="both"` gives."""
+
+    logits: Float[Tensor, "batch seq vocab"]
+    loss: Tensor
+
+
+class HookedSAETransformer(AttachedSAEs, Generates, Opens):
+    """A language model with functions and SAEs at its hook points.
+
+    Use `from_pretrained`, `from_pretrained_no_processing` or `load_model`. Attributes that are not here are those of
+    TransformerLens' bridge, or of the Hugging Face model.
+
+    Args:
+        hooks: The model's hook points.
+        tokenizer: Its tokenizer; None refuses text.
+        name: What it is called.
+        compatibility_mode: Whether it has HookedTransformer numerics.
+    """
+
+    def __init__(
+        self,
+        hooks: Hooks,
+        tokenizer: "PreTrainedTokenizerBase | None",
+        *,
+        name: str,
+        compatibility_mode: bool = False,
+    ) -> None:
+        self.model: Any = hooks.bridge if isinstance(hooks, BridgeHooks) else HuggingFaceView(hooks.model, name)
+        """The bridge, or the Hugging Face model under TransformerLens' names."""
+        self.hf_model = _hf_model(hooks)
+        if isinstance(hooks, BridgeHooks):
+            for weight in (*self.model.parameters(), *self.hf_model.parameters()):  # it makes some anew, to be trained
+                weight.requires_grad_(False)
+        config = self.hf_model.config.get_text_config()
+        Prompts.__init__(
+            self,
+            tokenizer,
+            name=name,
+            device=hooks.device,
+            context_limit=getattr(config, "max_position_embeddings", None),
+            prepend_bos=config.model_type not in WITHOUT_BOS,
+        )
+        self.compatibility_mode = compatibility_mode
+        self._hooks = hooks
+        self._centred = not hasattr(config, "rms_norm_eps")  # RMSNorm needs no centred weights, and gets none
+        self._n_layers = config.num_hidden_layers
+        self._splices: list[Splice] = []
+        self._puts: list[Put] = []
+        self._points: dict[str, Hook] = {}
+
+    @classmethod
+    def _make(cls, hooks: Hooks, tokenizer: "PreTrainedTokenizerBase | None", **keys: Any) -> "HookedSAETransformer":
+        return cls(hooks, tokenizer, **keys)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "model":  # not set yet
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+    def eval(self) -> "HookedSAETransformer":
+        """Return the model, which is always as for inference."""
+        return self
+
+    def to(self, *args: Any, **keys: Any) -> "HookedSAETransformer":
+        """Move the model to a device or a type, as torch's modules are moved."""
+        self.model.to(*args, **keys)
+        self._device = self._hooks.device = embedding_device(self.hf_model)
+        return self
+
+    # ---- running
+
+    def __call__(self, input: Input, return_type: str | None = "logits", **keys: Any) -> Any:
+        """Do as `forward`."""
+        return self.forward(input, return_type, **keys)
+
+    def forward(
+        self,
+        input: Input,
+        return_type: str | None = "logits",
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
+        stop_at_layer: int | None = None,
+    ) -> Tensor | Output | None:
+        """Run the model, with everything that is attached to it.
+
+        Args:
+            input: A prompt, several, or token ids. Shorter prompts are padded on the right, where padding changes
+                nothing, and left out of the loss.
+            return_type: `logits`, `loss` (of the next token), `both`, or None for nothing.
+            loss_per_token: Give the loss of each token but the first, not the mean; 0 where it is padding.
+            prepend_bos: Whether text begins with the beginning-of-sequence token; None is the model's habit.
+            stop_at_layer: Run the blocks before this one only, counted from the end if negative, and return the
+                residual stream there.
+
+        Raises:
+            UserError: The input is empty or too long, a hook or SAE does not fit, or a value has no meaning.
+        """
+        batch = self.read(input, prepend_bos=prepend_bos)
+        return self._finish(self._run(batch.ids, stop_at_layer), batch, return_type, loss_per_token, stop_at_layer)
+
+    def _finish(
+        self, out: Tensor, batch: Batch, return_type: str | None, loss_per_token: bool, stop_at_layer: int | None
+    ) -> Tensor | Output | None:
+        if return_type not in ("logits", "loss", "both", None):
+            raise UserError(f"return_type={return_type} is not known; give logits, loss, both or None")
+        if stop_at_layer is not None or return_type == "logits":
+            return out
+        if return_type is None:
+            return None
+        ids = batch.ids.to(out.device)
+        loss = functional.cross_entropy(out[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        real = torch.arange(1, ids.shape[1]) < torch.tensor(batch.lengths)[:, None]
+        loss = loss.view(len(ids), -1) * real.to(loss)
+        loss = loss if loss_per_token else loss.sum() / real.sum()
+        return Output(out, loss) if return_type == "both" else loss
+
+    def _run(
+        self,
+        ids: Int[Tensor, "batch seq"],
+        stop_at_layer: int | None = None,
+        record: Callable[[ForwardPass], None] = lambda _: None,
+    ) -> Float[Tensor, "batch seq _"]:
+        """Run the model once; logits, or the residual stream where it stops."""
+        passing = self._passing(ids, record)
+        if stop_at_layer is not None:
+            layer = stop_at_layer + (self._n_layers if stop_at_layer < 0 else 0)
+            if not 0 <= layer <= self._n_layers:
+                raise UserError(f"stop_at_layer={stop_at_layer} is none of the model's; give 0 to {self._n_layers}")
+            passing.stop(layer, self._n_layers)
+        with self._gradients():
+            logits = self._hooks.run(ids.to(self._hooks.device), passing.functions())
+        if passing.residual is not None:
+            return passing.residual
+        assert logits is not None
+        passing.check_reached()
+        return logits.to(self._hooks.device)
+
+    def _passing(
+        self, ids: Int[Tensor, "batch seq"], record: Callable[[ForwardPass], None] = lambda _: None
+    ) -> ForwardPass:
+        """Put together what happens in a forward pass."""
+        passing = ForwardPass(self._hooks, self._splices, ids)
+        for put in sorted(self._puts, key=lambda put: put.backward):  # gradients are those of what functions return
+            passing.put(put, lambda name: self._points.setdefault(name, Hook(name)))
+        record(passing)
+        passing.splice()
+        return passing
+
+    @contextmanager
+    def _gradients(self) -> Iterator[None]:
+        """Have the embeddings carry gradients, and so all activations, while the weights carry none."""
+
+        def carry(module: Any, args: Any, embedded: Tensor) -> Tensor | None:
+            return embedded.requires_grad_() if torch.is_grad_enabled() else None
+
+        handle = self.hf_model.get_input_embeddings().register_forward_hook(carry)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    # ---- functions at hook points
+
+    @contextmanager
+    def hooks(
+        self, fwd_hooks: FunctionsAt = (), bwd_hooks: FunctionsAt = (), reset_hooks_end: bool = True
+    ) -> Iterator["HookedSAETransformer"]:
+        """Keep functions at hook points for a while.
+
+        Args:
+            fwd_hooks: Pairs of a name, or what says of a name whether it is meant, and `function(activations, hook)`,
+                which returns what replaces them, or None.
+            bwd_hooks: The same for the gradients of activations.
+            reset_hooks_end: Whether to take them off afterwards.
+
+        Raises:
+            UserError: There is no such hook point; said when the model runs.
+        """
+        before = self._puts
+        self._puts = [*before, *(Put(*pair) for pair in fwd_hooks), *(Put(*pair, backward=True) for pair in bwd_hooks)]
+        try:
+            yield self
+        finally:
+            if reset_hooks_end:
+                self._puts = before
+
+    def add_hook(self, name: Where, hook: Callable[..., Any], dir: str = "fwd") -> None:
+        """Put a function at a hook point until `reset_hooks`; `dir="bwd"` sees gradients."""
+        self._puts = [*self._puts, Put(name, hook, backward=dir == "bwd")]
+
+    def reset_hooks(self) -> None:
+        """Take off all functions, and forget what they kept; SAEs stay."""
+        self._puts, self._points = [], {}
+
+    def run_with_hooks(
+        self,
+        input: Input,
+        return_type: str | None = "logits",
+        fwd_hooks: FunctionsAt = (),
+        bwd_hooks: FunctionsAt = (),
+        reset_hooks_end: bool = True,
+        **keys: Any,
+    ) -> Any:
+        """Run the model with functions at hook points; see `hooks` and `forward`."""
+        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end):
+            return self.forward(input, return_type, **keys)
+
+    def run_with_cache(
+        self,
+        input: Input,
+        return_type: str | None = "logits",
+        names_filter: Where | Sequence[str] | None = None,
+        stop_at_layer: int | None = None,
+        remove_batch_dim: bool = False,
+        return_cache_object: bool = True,
+        device: str | torch.device | None = None,
+        prepend_bos: bool | None = None,
+        loss_per_token: bool = False,
+    ) -> tuple[Tensor | Output | None, ActivationCache | dict[str, Tensor]]:
+        """Run the model and keep what passes its hook points, detached from gradients.
+
+        Args:
+            input: As in `forward`.
+            return_type: As in `forward`.
+            names_filter: Names to keep, or what says of a name whether to keep it; None keeps all that have names of
+                TransformerLens, and those of SAEs.
+            stop_at_layer: As in `forward`.
+            remove_batch_dim: Drop the batch's axis, where it is of one prompt.
+            return_cache_object: Give an `ActivationCache`, else a dictionary.
+            device: Where to keep them; None is where they are.
+            prepend_bos: As in `forward`.
+            loss_per_token: As in `forward`.
+        """
+        kept: dict[str, Tensor] = {}
+
+        def record(passing: ForwardPass) -> None:
+            if names_filter is None or callable(names_filter):
+                names = passing.find(names_filter or (lambda name: True))
+            else:
+                wanted = [names_filter] if isinstance(names_filter, str) else names_filter
+                names = [name for each in wanted for name in passing.find(each)]
+            passing.record(names, kept, lambda found: found.detach().clone().to(device or found.device))
+
+        batch = self.read(input, prepend_bos=prepend_bos)
+        out = self._finish(
+            self._run(batch.ids, stop_at_layer, record), batch, return_type, loss_per_token, stop_at_layer
+        )
+        cache = ActivationCache(kept, self.model)
+        if remove_batch_dim:
+            cache.remove_batch_dim()
+        return out, cache if return_cache_object else cache.cache_dict
+
+
+def _hf_model(hooks: Hooks) -> Any:
+    return hooks.bridge.original_model if isinstance(hooks, BridgeHooks) else hooks.model
+
+
+def load_model(
+    model: "str | PreTrainedModel",
+    compatibility_mode: bool = False,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    **keys: Any,
+) -> HookedSAETransformer:
+    """Open a Hugging Face model for functions and SAEs at its hook points.
+
+    Args:
+        model: Hub id, local folder, `demo` or a short name of TransformerLens; or a model that is loaded already, which
+            stays where and as it is.
+        compatibility_mode: HookedTransformer numerics, through TransformerLens' bridge.
+        device: Torch device; None takes an accelerator where there is one.
+        dtype: Type that it computes in; None is float32.
+        tokenizer: Tokenizer of a model that is loaded already; None refuses text.
+        **keys: Further keys of the model group: `revision`, `trust_remote_code`, `n_devices`, `device_map`.
+
+    Raises:
+        UserError: The model is missing, out of reach, gated, no causal language model, or a device is not there.
+    """
+    return HookedSAETransformer.load(model, compatibility_mode, device, dtype, tokenizer=tokenizer, **keys)
