@@ -52,6 +52,8 @@ class Published:
     """Hub repository."""
     path: str
     """Folder (or file) in it."""
+    norm_scale: float | None = None
+    """What its inputs were multiplied by in training, where its folder does not say."""
     metadata: dict[str, Any] = field(default_factory=dict, repr=False)
     """What is known of its training, under SAELens's names."""
 
@@ -128,7 +130,7 @@ def load(
         return formats.load(folder / (sae_id or ""), device=device, dtype=dtype)
     published = _find(release, sae_id)
     place = hub_files.fetch(published.repo, published.path, revision=revision, again=force_download)
-    sae = formats.load(place, device=device, dtype=dtype)
+    sae = formats.load(place, device=device, dtype=dtype, norm_scale=published.norm_scale)
     known = {"model_name": published.model, "hook_name": published.hook, "neuronpedia_id": published.neuronpedia_id}
     known |= published.metadata | {"release": published.release, "sae_id": published.sae_id}
     own = {key: value for key, value in sae.metadata.items() if value is not None}
@@ -204,6 +206,7 @@ def _members(release: str, about: dict[str, Any], family: dict[str, Any]) -> Ite
             neuronpedia_id=family["neuronpedia"].format(**words) if "neuronpedia" in family else None,
             repo=about["repo"],
             path=str(family.get("path", family["id"])).format(**words),
+            norm_scale=_one_of(family.get("norm_scale"), number),
             metadata=metadata,
         )
 
