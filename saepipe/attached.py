@@ -36,6 +36,7 @@ class AttachedSAEs:
     _hooks: Hooks
     _centred: bool
     _splices: list[Splice]
+    _told: set[str]
     special_ids: list[int]
     __call__: Callable[..., Any]
     run_with_cache: Callable[..., tuple[Any, ActivationCache | dict[str, Tensor]]]
@@ -61,9 +62,12 @@ class AttachedSAEs:
         special = self.special_ids if exclude_special_tokens is True else list(exclude_special_tokens or ())
         splice = Splice(sae, use_error_term=use_error_term, special=special)
         place_in, place_out = (self._place(hook) for hook in (splice.hook_in, splice.hook_out))
-        splicing.warn(
+        for doubt in splicing.doubts(
             sae, model_name=self.model_name, compatibility_mode=self.compatibility_mode, centred=self._centred
-        )
+        ):
+            if doubt not in self._told:  # an SAE may be attached for each of a thousand prompts
+                self._told.add(doubt)
+                log.warning(doubt)
         others = [
             other
             for other in self._splices

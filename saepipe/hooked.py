@@ -16,13 +16,13 @@ passed any hook point, or by an SAE's latents.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
+from saepipe import outputs
 from saepipe.activation_cache import ActivationCache
 from saepipe.activations import BridgeHooks, Hooks, embedding_device
 from saepipe.attached import AttachedSAEs
@@ -31,18 +31,12 @@ from saepipe.generation import Generates
 from saepipe.hooking import ForwardPass, FunctionsAt, Hook, Put, Where
 from saepipe.model_view import HuggingFaceView
 from saepipe.opening import Opens
-from saepipe.prompts import WITHOUT_BOS, Batch, Input, Prompts
+from saepipe.outputs import Output
+from saepipe.prompts import WITHOUT_BOS, Input, Prompts
 from saepipe.splicing import Splice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-class Output(NamedTuple):
-    """What `return_type="both"` gives."""
-
-    logits: Float[Tensor, "batch seq vocab"]
-    loss: Tensor
 
 
 class HookedSAETransformer(AttachedSAEs, Generates, Opens):
@@ -86,6 +80,7 @@ class HookedSAETransformer(AttachedSAEs, Generates, Opens):
         self._centred = not hasattr(config, "rms_norm_eps")  # RMSNorm needs no centred weights, and gets none
         self._n_layers = config.num_hidden_layers
         self._splices: list[Splice] = []
+        self._told: set[str] = set()
         self._puts: list[Put] = []
         self._points: dict[str, Hook] = {}
 
@@ -97,6 +92,15 @@ class HookedSAETransformer(AttachedSAEs, Generates, Opens):
         if name == "model":  # not set yet
             raise AttributeError(name)
         return getattr(self.model, name)
+
+    @property
+    def hook_dict(self) -> dict[str, Hook]:
+        """The hook points, with those of attached SAEs, by their names; modules' paths are not listed."""
+        names = [*self._hooks.listed, *(name for splice in self._splices for name in splice.points)]
+        return {name: self._hook(name) for name in names}
+
+    def _hook(self, name: str) -> Hook:
+        return self._points.setdefault(name, Hook(name))
 
     def eval(self) -> "HookedSAETransformer":
         """Return the model, which is always as for inference."""
@@ -136,24 +140,12 @@ class HookedSAETransformer(AttachedSAEs, Generates, Opens):
         Raises:
             UserError: The input is empty or too long, a hook or SAE does not fit, or a value has no meaning.
         """
+        outputs.check(return_type)
         batch = self.read(input, prepend_bos=prepend_bos)
-        return self._finish(self._run(batch.ids, stop_at_layer), batch, return_type, loss_per_token, stop_at_layer)
-
-    def _finish(
-        self, out: Tensor, batch: Batch, return_type: str | None, loss_per_token: bool, stop_at_layer: int | None
-    ) -> Tensor | Output | None:
-        if return_type not in ("logits", "loss", "both", None):
-            raise UserError(f"return_type={return_type} is not known; give logits, loss, both or None")
-        if stop_at_layer is not None or return_type == "logits":
+        out = self._run(batch.ids, stop_at_layer)
+        if stop_at_layer is not None:
             return out
-        if return_type is None:
-            return None
-        ids = batch.ids.to(out.device)
-        loss = functional.cross_entropy(out[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        real = torch.arange(1, ids.shape[1]) < torch.tensor(batch.lengths)[:, None]
-        loss = loss.view(len(ids), -1) * real.to(loss)
-        loss = loss if loss_per_token else loss.sum() / real.sum()
-        return Output(out, loss) if return_type == "both" else loss
+        return outputs.output(out, batch, return_type, loss_per_token=loss_per_token)
 
     def _run(
         self,
@@ -182,7 +174,7 @@ class HookedSAETransformer(AttachedSAEs, Generates, Opens):
         """Put together what happens in a forward pass."""
         passing = ForwardPass(self._hooks, self._splices, ids)
         for put in sorted(self._puts, key=lambda put: put.backward):  # gradients are those of what functions return
-            passing.put(put, lambda name: self._points.setdefault(name, Hook(name)))
+            passing.put(put, self._hook)
         record(passing)
         passing.splice()
         return passing
@@ -282,10 +274,11 @@ class HookedSAETransformer(AttachedSAEs, Generates, Opens):
                 names = [name for each in wanted for name in passing.find(each)]
             passing.record(names, kept, lambda found: found.detach().clone().to(device or found.device))
 
+        outputs.check(return_type)
         batch = self.read(input, prepend_bos=prepend_bos)
-        out = self._finish(
-            self._run(batch.ids, stop_at_layer, record), batch, return_type, loss_per_token, stop_at_layer
-        )
+        out: Any = self._run(batch.ids, stop_at_layer, record)
+        if stop_at_layer is None:
+            out = outputs.output(out, batch, return_type, loss_per_token=loss_per_token)
         cache = ActivationCache(kept, self.model)
         if remove_batch_dim:
             cache.remove_batch_dim()

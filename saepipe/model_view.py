@@ -39,18 +39,23 @@ class HuggingFaceView:
 
     def __init__(self, model: "PreTrainedModel", name: str) -> None:
         self.hf_model = model
-        config = model.config.get_text_config()
+        self._name = name
+
+    @property
+    def cfg(self) -> Sizes:
+        """The model's sizes."""
+        config = self.hf_model.config.get_text_config()
         heads = config.num_attention_heads
-        self.cfg = Sizes(
-            model_name=name,
+        return Sizes(
+            model_name=self._name,
             n_layers=config.num_hidden_layers,
             d_model=config.hidden_size,
             n_heads=heads,
             d_head=getattr(config, "head_dim", None) or config.hidden_size // heads,
             d_vocab=config.vocab_size,
             n_ctx=getattr(config, "max_position_embeddings", None),
-            device=embedding_device(model),
-            dtype=model.dtype,
+            device=embedding_device(self.hf_model),
+            dtype=self.hf_model.dtype,
         )
 
     @property

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 WITHOUT_BOS = ("gpt_neox", "bloom", "qwen", "qwen2", "qwen3", "phi")
 """Kinds of models before whose prompts HookedTransformer puts no beginning-of-sequence token by itself."""
 
-Input = str | Sequence[str] | Sequence[int] | Tensor
-"""A prompt, several, or token ids: those of one prompt, or of a batch."""
+Input = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
+"""A prompt, several, or token ids: those of one prompt, or of a batch of equally long ones."""
 
 
 class Batch(NamedTuple):
@@ -79,11 +79,16 @@ class Prompts:
         """
         if isinstance(prompts, str):
             prompts = [prompts]
-        if isinstance(prompts, Tensor) or (prompts and not isinstance(prompts[0], str)):
-            ids = torch.as_tensor(prompts, device=self._device)
-            batch = Batch(ids[None] if ids.ndim == 1 else ids, [ids.shape[-1]] * (len(ids) if ids.ndim == 2 else 1))
+        if isinstance(prompts, list | tuple) and all(isinstance(prompt, str) for prompt in prompts):
+            batch = self._encode(prompts, prepend_bos)
         else:
-            batch = self._encode([str(prompt) for prompt in prompts], prepend_bos)
+            ids = torch.as_tensor(prompts, device=self._device)
+            if ids.is_floating_point() or ids.ndim not in (1, 2):
+                raise UserError(
+                    f"input is {ids.dtype} of shape {list(ids.shape)}; give token ids, [batch, seq] or [seq]"
+                )
+            ids = ids[None] if ids.ndim == 1 else ids
+            batch = Batch(ids, [ids.shape[1]] * len(ids))
         if not batch.lengths or min(batch.lengths) == 0:
             raise UserError(
                 "input holds a prompt without a token; give at least one, such as the tokenizer's bos token"
@@ -98,7 +103,7 @@ class Prompts:
             "model.to_tokens(text, truncate=True)"
         )
 
-    def _encode(self, texts: list[str], prepend_bos: bool | None) -> Batch:
+    def _encode(self, texts: Sequence[str], prepend_bos: bool | None) -> Batch:
         bos = self.default_prepend_bos if prepend_bos is None else prepend_bos
         begin = self.tokenizer.bos_token_id
         if bos and begin is None:

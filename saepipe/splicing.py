@@ -4,7 +4,6 @@ An SAE's own hook points go by the name of the hook point that it replaces, with
 `blocks.8.hook_resid_pre.hook_sae_acts_post`. All of them hold one vector per token, heads joined.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,8 +14,6 @@ from torch import Tensor
 from saepipe import model_names, places
 from saepipe.errors import UserError
 from saepipe.saes.base import SAE
-
-log = logging.getLogger(__name__)
 
 POINTS = (
     "hook_sae_input",
@@ -129,7 +126,7 @@ class Splice:
             )
 
 
-def warn(sae: SAE, *, model_name: str, compatibility_mode: bool, centred: bool) -> None:
+def doubts(sae: SAE, *, model_name: str, compatibility_mode: bool, centred: bool) -> list[str]:
     """Say where an SAE was trained on another model's activations, or on this one's with other numerics.
 
     Args:
@@ -138,9 +135,10 @@ def warn(sae: SAE, *, model_name: str, compatibility_mode: bool, centred: bool) 
         compatibility_mode: Whether it has HookedTransformer numerics.
         centred: Whether these change the residual stream, as they do where LayerNorm is folded.
     """
+    found = []
     hook, trained_on = sae.metadata.get("hook_name"), sae.metadata.get("model_name")
     if trained_on and not model_names.same(trained_on, model_name):
-        log.warning("the SAE of %s was trained on model_name=%s, and this is %s", hook, trained_on, model_name)
+        found.append(f"the SAE of {hook} was trained on model_name={trained_on}, and this is {model_name}")
     kind = sae.metadata.get("model_class_name")
     given = sae.metadata.get("model_from_pretrained_kwargs") or {}
     plain = kind == "AutoModelForCausalLM" or (
@@ -148,18 +146,17 @@ def warn(sae: SAE, *, model_name: str, compatibility_mode: bool, centred: bool) 
     )
     hooks = [sae.metadata.get(key) or "" for key in ("hook_name", "hook_name_out")]
     alike = not centred and all(name.rsplit(".")[-1] in ("", *places.RESIDUAL) for name in hooks)
-    if kind is None or alike or plain != compatibility_mode:
-        return
-    cure = (
-        "load_model or HookedSAETransformer.from_pretrained_no_processing"
-        if plain
-        else "HookedSAETransformer.from_pretrained, or load_model with compatibility_mode=True"
-    )
-    log.warning(
-        "the SAE of %s was trained on a model with model_class_name=%s, whose activations are %s, unlike this model's; "
-        "use %s",
-        hook,
-        kind,
-        "the plain ones" if plain else "those of folded and centred weights (compatibility mode)",
-        cure,
-    )
+    if kind is not None and not alike and plain == compatibility_mode:
+        theirs, cure = _PLAIN if plain else _PROCESSED
+        found.append(
+            f"the SAE of {hook} was trained on a model with model_class_name={kind}, whose activations are {theirs}, "
+            f"unlike this model's; use {cure}"
+        )
+    return found
+
+
+_PLAIN = ("the plain ones", "load_model or HookedSAETransformer.from_pretrained_no_processing")
+_PROCESSED = (
+    "those of folded and centred weights (compatibility mode)",
+    "HookedSAETransformer.from_pretrained, or load_model with compatibility_mode=True",
+)

@@ -143,6 +143,7 @@ def test_cache_holds_everything_by_name(model: HookedSAETransformer) -> None:
     torch.testing.assert_close(model.unembed(model.ln_final(cache["resid_post", 2])), out)
     with pytest.raises(KeyError, match=r"did you mean .*blocks.2.hook_resid_p"):
         cache["resid_pots", 2]
+    assert set(model.hook_dict) >= set(cache)
     if model.has_all_hooks:
         assert cache["pattern", 0].shape == (2, 4, 9, 9)
         torch.testing.assert_close(cache["blocks.2.hook_in"], cache["resid_pre", 2])

@@ -98,6 +98,7 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "model_names": (1, {"transformer_lens"}),
     "model_view": (2, TENSORS | {"transformers"}),
     "opening": (2, {"torch", "transformers"}),
+    "outputs": (1, TENSORS),
     "prompts": (1, TENSORS | {"transformers"}),
     "sampling": (1, TENSORS),
     "splicing": (2, TENSORS),

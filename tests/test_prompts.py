@@ -75,8 +75,14 @@ def test_nothing_to_read(empty: object) -> None:
         made(prepend_bos=False).read("")
 
 
+@pytest.mark.parametrize("ids", [torch.ones(2, 3), torch.ones(1, 2, 3, dtype=torch.int64)])
+def test_what_is_no_batch_of_ids(ids: torch.Tensor) -> None:
+    with pytest.raises(UserError, match=r"input is torch.* of shape \[.*; give token ids, \[batch, seq\] or \[seq\]"):
+        made().read(ids)
+
+
 def test_without_a_tokenizer(tmp_path: Path) -> None:
     prompts = Prompts(None, name="small", device=torch.device("cpu"), context_limit=None, prepend_bos=True)
-    assert prompts.read([3, 4]).ids.tolist() == [[3, 4]]
+    assert prompts.read([3, 4]).ids.tolist() == prompts.read([[3, 4]]).ids.tolist() == [[3, 4]]
     with pytest.raises(UserError, match=r"model small has no tokenizer; give token ids"):
         prompts.to_tokens("the dog")

@@ -159,6 +159,7 @@ def test_the_last_at_a_hook_replaces(model: HookedSAETransformer) -> None:
     with model.saes(first) as same:
         assert same is model
         assert model.acts_to_saes == {HOOK: first}
+        assert f"{HOOK}.hook_sae_acts_post" in model.hook_dict
         torch.testing.assert_close(model(IDS), by_hand(model, {HOOK: first}), atol=1e-5, rtol=1e-5)
     assert model.acts_to_saes == {HOOK: second}
     model.run_with_saes(IDS, saes=[first], reset_saes_end=False)
@@ -307,6 +308,7 @@ def test_hooks_of_the_bridge_alone(folder: Path) -> None:
 
 def warned(caplog: pytest.LogCaptureFixture, model: HookedSAETransformer, **metadata: Any) -> str:
     caplog.clear()
+    model._told.clear()
     with caplog.at_level(logging.WARNING), model.saes(make(**metadata)):
         return caplog.text
 
@@ -314,6 +316,8 @@ def warned(caplog: pytest.LogCaptureFixture, model: HookedSAETransformer, **meta
 def test_the_sae_of_another_model(model: HookedSAETransformer, caplog: pytest.LogCaptureFixture) -> None:
     name = model.model_name
     assert f"was trained on model_name=gemma-2b, and this is {name}" in warned(caplog, model, model_name="gemma-2b")
+    with model.saes(make(model_name="gemma-2b")):
+        assert caplog.text.count("was trained on") == 1  # said once
     assert warned(caplog, model, model_name=name) == ""
     model.model_name = "gpt2"
     assert warned(caplog, model, model_name="gpt2-small") == ""

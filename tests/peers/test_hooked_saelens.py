@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_models
 import torch
 from torch import Tensor
 
@@ -12,7 +13,6 @@ from saepipe.hooked import HookedSAETransformer
 from saepipe.saes.base import SAE
 
 sae_lens = pytest.importorskip("sae_lens")
-small_models = pytest.importorskip("small_models")
 
 # TransformerLens 3's own class, which SAELens's is one of
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
@@ -82,9 +82,9 @@ def check(ours: Any, theirs: Any, sae: SAE, other: Any, names: list[str], **keys
     expected, their_cache = theirs.run_with_cache_with_saes(IDS, saes=[other], **keys)
     close(logits, expected)
     close(ours.run_with_saes(IDS, saes=[sae], **keys), expected)
-    assert (expected - theirs(IDS)).abs().max() > (-1 if keys.get("use_error_term") else 0.1)
+    assert bool((expected - theirs(IDS)).abs().max() < 1e-3) == bool(keys.get("use_error_term"))
     points = [name for name in cache if "hook_sae" in name]
-    assert len(points) == 6 if keys.get("use_error_term") else 5
+    assert len(points) == (6 if keys.get("use_error_term") else 5)
     for point in points:
         name = next(
             name for name in [point, *(f"{name}.{point.rsplit('.')[-1]}" for name in names)] if name in their_cache
