@@ -139,24 +139,17 @@ def doubts(sae: SAE, *, model_name: str, compatibility_mode: bool, centred: bool
     hook, trained_on = sae.metadata.get("hook_name"), sae.metadata.get("model_name")
     if trained_on and not model_names.same(trained_on, model_name):
         found.append(f"the SAE of {hook} was trained on model_name={trained_on}, and this is {model_name}")
-    kind = sae.metadata.get("model_class_name")
-    given = sae.metadata.get("model_from_pretrained_kwargs") or {}
-    plain = kind == "AutoModelForCausalLM" or (
-        kind == "HookedTransformer" and given.get("fold_ln") is given.get("center_writing_weights") is False
-    )
+    processed = sae.metadata.compatibility_mode_of_training()
     hooks = [sae.metadata.get(key) or "" for key in ("hook_name", "hook_name_out")]
     alike = not centred and all(name.rsplit(".")[-1] in ("", *places.RESIDUAL) for name in hooks)
-    if kind is not None and not alike and plain == compatibility_mode:
-        theirs, cure = _PLAIN if plain else _PROCESSED
-        found.append(
-            f"the SAE of {hook} was trained on a model with model_class_name={kind}, whose activations are {theirs}, "
-            f"unlike this model's; use {cure}"
-        )
+    if processed is not None and not alike and processed != compatibility_mode:
+        theirs, cure = _PROCESSED if processed else _PLAIN
+        found.append(f"the SAE of {hook} was trained on {theirs}, and this model has others; use {cure}")
     return found
 
 
-_PLAIN = ("the plain ones", "load_model or HookedSAETransformer.from_pretrained_no_processing")
+_PLAIN = ("plain activations", "load_model or HookedSAETransformer.from_pretrained_no_processing")
 _PROCESSED = (
-    "those of folded and centred weights (compatibility mode)",
+    "the activations of folded and centred weights (compatibility mode)",
     "HookedSAETransformer.from_pretrained, or load_model with compatibility_mode=True",
 )

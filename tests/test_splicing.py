@@ -329,17 +329,18 @@ def test_other_numerics_are_said_where_they_matter(
 ) -> None:
     centred = folder.name == "gpt2"
     theirs = {"model_class_name": "HookedTransformer"}
+    assert warned(caplog, model, **theirs) == ""  # its weights may be processed or not
+    processed = theirs | {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
     unprocessed = theirs | {"model_from_pretrained_kwargs": {"fold_ln": False, "center_writing_weights": False}}
-    ours = {"model_class_name": "AutoModelForCausalLM"}
-    for metadata, compatible in ((theirs, True), (unprocessed, False), (ours, False)):
+    plain = {"model_class_name": "AutoModelForCausalLM"}
+    ours = {"model_class_name": "HookedTransformer", "compatibility_mode": True}
+    for metadata, compatible in ((processed, True), (unprocessed, False), (plain, False), (ours, True)):
         text = warned(caplog, model, **metadata)
         # RMSNorm folds into what comes after it, and leaves the residual stream as it is
-        assert ("was trained on a model with model_class_name" in text) == (
-            centred and compatible != model.compatibility_mode
-        )
+        assert ("and this model has others" in text) == (centred and compatible != model.compatibility_mode)
         if text:
             assert (
                 "use HookedSAETransformer.from_pretrained, or load_model with compatibility_mode" in text
             ) == compatible
-    text = warned(caplog, model, hook=Z, **theirs)
+    text = warned(caplog, model, hook=Z, **processed)
     assert bool(text) == (not model.compatibility_mode)

@@ -21,6 +21,20 @@ class Metadata(dict[str, Any]):
         except KeyError:
             raise AttributeError(f"the metadata has no {name}; it has {', '.join(self) or 'nothing'}") from None
 
+    def compatibility_mode_of_training(self) -> bool | None:
+        """Tell whether it was trained on HookedTransformer's numerics (folded and centred weights); None: who knows.
+
+        A class called HookedTransformer says nothing, since SAELens loads it without processing unless
+        `model_from_pretrained_kwargs` asks for some.
+        """
+        if isinstance(said := self.get("compatibility_mode"), bool):
+            return said
+        if self.get("model_class_name") == "AutoModelForCausalLM":
+            return False
+        kwargs = self.get("model_from_pretrained_kwargs")
+        asked = [kwargs[name] for name in ("fold_ln", "center_writing_weights") if name in kwargs] if kwargs else []
+        return any(asked) if asked else None
+
 
 class Stored:
     """The part of an SAE that knows of folders and releases; `sae, cfg_dict, sparsity = sae` takes it apart."""
