@@ -128,7 +128,7 @@ def settled(config: RunConfig) -> RunConfig:
 
     `${run.name}` in a folder is filled in, the architecture is typed, and types are checked; the caller's own object
     stays as it is. `sae` may be an architecture's dataclass, its name, or a dictionary with the key `architecture`;
-    None is topk, as on the command line. Where nobody has set up logging, messages go to standard output.
+    None is topk, as on the command line. Where nobody has set up logging, messages go to standard error.
 
     Args:
         config: The configuration.
@@ -137,7 +137,7 @@ def settled(config: RunConfig) -> RunConfig:
         UserError: A value has another type than its key; the message names it.
     """
     if not logging.getLogger("saepipe").hasHandlers():
-        _say_on_stdout("saepipe")
+        _say("saepipe", "stderr")  # like the bars; a script's standard output is its own
     values = {item.name: getattr(config, item.name) for item in fields(config)}
     for group, value in values.items():
         try:
@@ -296,11 +296,12 @@ def prepare_process() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.raiseExceptions = False  # a closed or full standard output is no reason for a traceback per message
     for name in ("saepipe", "__main__"):  # a verb run by `python -m` is __main__
-        _say_on_stdout(name)
+        _say(name, "stdout")
 
 
-def _say_on_stdout(name: str) -> None:
-    handler = _Stdout()
+def _say(name: str, stream: str) -> None:
+    """Have a logger write plain lines."""
+    handler = _Plain(stream)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger(name)
     logger.handlers = [handler]
@@ -308,16 +309,16 @@ def _say_on_stdout(name: str) -> None:
     logger.propagate = False
 
 
-class _Stdout(logging.StreamHandler[Any]):
-    """Writes to what standard output is at the moment: a notebook puts others in its place."""
+class _Plain(logging.StreamHandler[Any]):
+    """Writes to what `sys.stdout` or `sys.stderr` is at the moment: a notebook puts others in their place."""
+
+    def __init__(self, name: str) -> None:
+        logging.Handler.__init__(self)
+        self._stream_name = name
 
     @property
     def stream(self) -> Any:
-        return sys.stdout
-
-    @stream.setter
-    def stream(self, value: Any) -> None:
-        """Keep to standard output, whatever logging itself would set."""
+        return getattr(sys, self._stream_name)
 
 
 def interrupted() -> NoReturn:
