@@ -179,7 +179,7 @@ def broken(folder: Path, what: str) -> None:
     [
         ("store", "store.dir=.*is not there"),
         ("tokens", "no token.* in .*store/tokens"),
-        ("sae", "no exported SAE"),
+        ("sae", "give the folder of an SAE"),
         ("summary", "run.dir=.* is not finished"),
         ("run", "run.dir=.* holds no config.yaml"),
         ("other store", "store.dir=.* is another store"),
