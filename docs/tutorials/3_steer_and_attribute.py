@@ -36,7 +36,7 @@ for word, value in zip(model.to_str_tokens(TEXTS[0]), sae.encode(cache[hook])[0,
 
 # %% Steering: its direction in the decoder, added at every step of generation
 direction = sae.W_dec[latent]
-amount = 2 * float(strength[:, latent].max())
+amount = float(strength[:, latent].max())
 
 
 def steer(activations: torch.Tensor, hook: object) -> torch.Tensor:
@@ -70,6 +70,6 @@ def keep(activations: torch.Tensor, hook: object) -> torch.Tensor:
 
 logits = model.run_with_hooks_with_saes(prompt, saes=[sae], fwd_hooks=[(acts, keep)], use_error_term=True)
 logits[0, -1, token].backward()
-effect = (kept["features"] * kept["features"].grad)[0, -1]
+effect = (kept["features"] * kept["features"].grad)[0, -1].detach()
 for number in effect.topk(5).indices.tolist():
     print(f"latent {number}: {float(effect[number]):+.2f}")
