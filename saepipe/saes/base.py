@@ -43,6 +43,8 @@ class SAE(Stored, nn.Module, ABC):
     """Configuration of this architecture; its `architecture` is the name of the file."""
     latent_parameters: ClassVar[tuple[str, ...]] = ("b_enc",)
     """Parameters that hold a value per latent; the first is the bias that decides whether it is active."""
+    log_parameters: ClassVar[tuple[str, ...]] = ()
+    """Those of them that multiply, by their exponential, what a latent would be."""
     sparse_step: ClassVar[bool] = False
     """Whether a training step is sparse after the encoder's product."""
     b_enc: nn.Parameter
@@ -252,6 +254,25 @@ class SAE(Stored, nn.Module, ABC):
             The latents that were reset; the optimizer's moments of them (see `latent_axis`) are the caller's to reset.
         """
         return dead.resample(self, x, y, errors, latents, generator)
+
+    @torch.no_grad()
+    def fold_W_dec_norm(self) -> None:
+        """Give every decoder row norm 1, and its latent the scale that the row had: what is reconstructed stays.
+
+        Raises:
+            UserError: The latents are ranked without their rows' norms, so that others would be kept afterwards.
+        """
+        if not getattr(self.cfg, "rescale_acts_by_decoder_norm", True):
+            raise UserError(
+                "rescale_acts_by_decoder_norm=False ranks latents as they are, and folding would change their order; "
+                "divide by W_dec.norm(dim=1) where unit rows are needed"
+            )
+        norms = self.W_dec.norm(dim=1)
+        norms = torch.where(norms > 0, norms, 1.0)
+        self.W_dec.div_(norms[:, None])
+        self.W_enc.mul_(norms)
+        for name in set(self.latent_parameters) - set(self.log_parameters):
+            self.get_parameter(name).mul_(norms)
 
     def latent_axis(self, name: str) -> int | None:
         """Which axis of a parameter counts latents; None: none does."""

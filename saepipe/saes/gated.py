@@ -28,6 +28,7 @@ class GatedSAE(L1SAE):
 
     config_class: ClassVar[type[SAEConfig]] = GatedConfig
     latent_parameters = ("b_gate", "b_mag", "r_mag")
+    log_parameters = ("r_mag",)
     b_gate: nn.Parameter
     b_mag: nn.Parameter
     r_mag: nn.Parameter

@@ -58,6 +58,20 @@ class Stored:
         """Its configuration with its metadata, flat, as SAELens's `cfg_dict` has it."""
         return self.cfg.to_dict()
 
+    @property
+    def device(self: Any) -> torch.device:
+        """Where its weights are."""
+        return self.W_dec.device
+
+    @property
+    def dtype(self: Any) -> torch.dtype:
+        """Type of its weights."""
+        return self.W_dec.dtype
+
+    def get_name(self) -> str:
+        """Name it by model, hook and width, as SAELens does."""
+        return f"sae_{self.metadata.get('model_name')}_{self.metadata.get('hook_name')}_{self.cfg.d_sae}"
+
     def __iter__(self) -> Iterator[Any]:
         """Give SAE, configuration and sparsity, as SAELens's `from_pretrained` did before version 6."""
         yield from (self, self.cfg_dict, self.log_sparsity)

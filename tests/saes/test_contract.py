@@ -12,6 +12,7 @@ import yaml
 from small_saes import D_IN, D_SAE, DEAD, TOKENS, data, make
 
 from saepipe import saes
+from saepipe.errors import UserError
 from saepipe.formats import saelens
 from saepipe.saes.base import SAE, Step
 
@@ -198,3 +199,19 @@ def test_a_file_is_all_it_takes_to_add_an_architecture(
     assert cls.config_class.architecture == "novel"
     assert cls(cls.config_class(d_sae=D_SAE), D_IN).encode(data()).shape == (TOKENS, D_SAE)
     sys.modules.pop("saepipe.saes.novel")
+
+
+def test_folding_the_norms_of_decoder_rows_changes_no_reconstruction(name: str) -> None:
+    sae, x = make(name, torch.float64), data().double()
+    ranked = hasattr(sae.cfg, "rescale_acts_by_decoder_norm")  # whose latents have the norms already
+    with torch.no_grad():
+        sae.W_dec[7] = 0
+        before, latents, norms = sae(x), sae.encode(x), sae.W_dec.norm(dim=1)
+        sae.fold_W_dec_norm()
+        assert set(sae.W_dec.norm(dim=1).round(decimals=9).tolist()) == {0.0, 1.0}
+        torch.testing.assert_close(sae(x), before)
+        expected = latents if ranked else latents * norms
+        torch.testing.assert_close(sae.encode(x)[:, 8:], expected[:, 8:])
+    if ranked:
+        with pytest.raises(UserError, match="rescale_acts_by_decoder_norm=False"):
+            make(name, rescale_acts_by_decoder_norm=False).fold_W_dec_norm()
