@@ -289,14 +289,18 @@ def sweep_of(run_dir: str | Path) -> Path | None:
     return folder.parent if "=" in folder.name else None
 
 
-def prepare_process() -> None:
-    """Set up a process that was started to run a verb: plain messages to the terminal, threads that wait politely."""
+def prepare_process(messages_to: str = "stdout") -> None:
+    """Set up a process that was started to run a verb: plain messages to the terminal, threads that wait politely.
+
+    Args:
+        messages_to: stdout, or stderr where the output is for programs.
+    """
     # OpenMP's idle threads spin by default: on a machine with other work, a sparse step took five times as long. It is
     # read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.raiseExceptions = False  # a closed or full standard output is no reason for a traceback per message
     for name in ("saepipe", "__main__"):  # a verb run by `python -m` is __main__
-        _say(name, "stdout")
+        _say(name, messages_to)
 
 
 def _say(name: str, stream: str) -> None:

@@ -120,10 +120,6 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: dict[str, Any]) -> int:
     """Run a command, and return the exit code."""
     command, as_json, folder = arguments.pop("command"), arguments.pop("json"), arguments.pop("store")
-    if as_json:
-        for handler in log.handlers + logging.getLogger("saepipe").handlers:
-            if isinstance(handler, logging.StreamHandler):
-                handler.setStream(sys.stderr)
     words: Callable[[dict[str, Any]], str]
     if command == "info":
         from saepipe.overview import table
@@ -141,7 +137,7 @@ def _run(arguments: dict[str, Any]) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the tool from the command line."""
     given = vars(_parser().parse_args(arguments))
-    entry.prepare_process()
+    entry.prepare_process("stderr" if given["json"] else "stdout")
     with entry.polite_end():
         code = _run(given)
     sys.exit(code)

@@ -67,7 +67,7 @@ def test_load_a_model_and_an_sae_and_look_at_what_is_active(topk: tuple[SAE, SAE
     assert active.tolist() == [[16] * tokens.shape[1]]
     assert torch.equal(feature_acts.gather(-1, inds), vals)
     assert len(model.to_str_tokens(prompt)) == tokens.shape[1] == inds.shape[1]
-    assert 0 < float((error / hidden.pow(2).sum(-1))[0, 1:].mean()) < 0.6
+    assert 0 < float((error / hidden.pow(2).sum(-1))[0, 1:].mean()) < 0.8
     assert (cfg_dict["hook_name"], cfg_dict["d_sae"]) == ("blocks.2.hook_resid_post", sae.cfg.d_sae)
     assert sparsity is not None
     assert sparsity.shape == (512,)
