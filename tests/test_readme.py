@@ -102,6 +102,9 @@ def test_every_command_composes_or_is_a_target() -> None:
         if words[:3] == ["python", "-m", "saepipe.shards"]:
             assert words[3] in ("verify", "info", "repair")
             checked += 1
+        elif words[:3] == ["python", "-m", "saepipe.export"]:
+            assert words[5:6] in ([], ["--to"])
+            checked += 1
         elif words[:2] == ["python", "-m"]:
             overrides = [word for word in words[3:] if word != "-m"]
             entry.load_config(
