@@ -8,6 +8,7 @@ from saepipe.errors import UserError
 SMALL = ["store.tokens=6000", "train.tokens=6144", "evaluate.tokens=2000", "analyze.tokens=2000", "sae.expansion=4"]
 
 
+@pytest.mark.prove
 def test_every_verb_runs_and_the_table_has_its_figures(tmp_path: Path) -> None:
     overrides = [*SMALL, f"store.dir={tmp_path}/store", f"run.dir={tmp_path}/run", "analyze.latents=4"]
     results = demo(overrides)
