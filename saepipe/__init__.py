@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from saepipe.activations_store import ActivationsStore
     from saepipe.hooked import HookedSAETransformer, load_model
-    from saepipe.saelens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, SAETrainingRunner
+    from saepipe.saelens import (
+        BatchTopKTrainingSAEConfig,
+        GatedTrainingSAEConfig,
+        JumpReLUTrainingSAEConfig,
+        LanguageModelSAERunnerConfig,
+        LanguageModelSAETrainingRunner,
+        LoggingConfig,
+        MatryoshkaBatchTopKTrainingSAEConfig,
+        SAETrainingRunner,
+        StandardTrainingSAEConfig,
+        TopKTrainingSAEConfig,
+    )
     from saepipe.saes.base import SAE
 
     TrainingSAE = SAE
@@ -13,10 +24,17 @@ if TYPE_CHECKING:
 __all__ = [
     "SAE",
     "ActivationsStore",
+    "BatchTopKTrainingSAEConfig",
+    "GatedTrainingSAEConfig",
     "HookedSAETransformer",
+    "JumpReLUTrainingSAEConfig",
     "LanguageModelSAERunnerConfig",
     "LanguageModelSAETrainingRunner",
+    "LoggingConfig",
+    "MatryoshkaBatchTopKTrainingSAEConfig",
     "SAETrainingRunner",
+    "StandardTrainingSAEConfig",
+    "TopKTrainingSAEConfig",
     "TrainingSAE",
     "__version__",
     "load_model",
@@ -43,3 +61,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(saelens, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

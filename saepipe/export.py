@@ -136,8 +136,8 @@ def _publish(
             )
         except Exception as error:  # whatever the HTTP library of this hub version raises
             raise UserError(
-                f"OUT={repo} does not take the SAE ({hub.fault(error)}); run `hf auth login` or set HF_TOKEN to a "
-                "token that may write there"
+                f"OUT={repo} does not take the SAE ({hub.fault(error)}); where it is not the network, run `hf auth "
+                "login` or set HF_TOKEN to a token that may write there"
             ) from error
     address = f"{repo}/{inside}".rstrip("/")
     log.info('%s is on the hub: SAE.from_pretrained("%s", "%s")', address, repo, inside)

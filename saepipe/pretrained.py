@@ -3,8 +3,10 @@
 `releases.yaml` beside this file has the names; any hub repository and any local folder can be opened as well.
 """
 
+import argparse
 import logging
 import re
+import sys
 from builtins import list as _list
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -19,6 +21,7 @@ import yaml
 from saepipe import formats, hub_files
 from saepipe.errors import unknown
 from saepipe.hub import local
+from saepipe.model_names import same
 
 if TYPE_CHECKING:
     from saepipe.saes.base import SAE
@@ -84,20 +87,22 @@ def list(
     Args:
         search: Words that all must occur somewhere in the line (`"gemma-2-2b resid_post canonical"`).
         release: Name of a release.
-        model: Name of a model, as the release has it.
+        model: Name of a model, also one of its other names (gpt2 and gpt2-small are the same).
         hook: Hook that the SAE reads.
         width: Number of latents.
 
     Raises:
-        UserError: There is no such release; the message lists those that come close.
+        UserError: There is no such release, or none for the model; the message lists those that come close.
     """
     found = _entries(release) if release is not None else [one for name in _releases() for one in _entries(name)]
-    asked = {"model": model, "hook": hook, "width": width}
+    alike = None if model is None else _models_called(model, {one.model for one in found})
+    asked = {"hook": hook, "width": width}
     asked = {key: value for key, value in asked.items() if value is not None}
     return Listing(
         one
         for one in found
-        if all(getattr(one, key) == value for key, value in asked.items())
+        if (alike is None or one.model in alike)
+        and all(getattr(one, key) == value for key, value in asked.items())
         and all(word in f"{one.release} {one.sae_id} {one.model} {one.hook}" for word in search.split())
     )
 
@@ -136,6 +141,29 @@ def load(
     own = {key: value for key, value in sae.metadata.items() if value is not None}
     sae.metadata = {key: value for key, value in known.items() if value} | own
     return sae
+
+
+def _models_called(name: str, models: set[str]) -> set[str]:
+    """Find the models that a name means; only where none is called so, by the other names that they have."""
+    leaf = name.rsplit("/", 1)[-1].lower()
+    found = {model for model in models if model.rsplit("/", 1)[-1].lower() == leaf}
+    found = found or {model for model in models if same(model, name)}
+    if not found:
+        raise unknown("model", name, sorted(models))
+    return found
+
+
+def main() -> None:
+    """List published SAEs on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m saepipe.pretrained", description="List published SAEs.")
+    parser.add_argument("words", nargs="*", help="words that all must occur in the line: gemma-2-2b resid_post")
+    parser.add_argument("--release", help="name of a release")
+    parser.add_argument("--model", help="name of a model")
+    given = parser.parse_args()
+    from saepipe import entry
+
+    with entry.polite_end():
+        sys.stdout.write(f"{list(' '.join(given.words), release=given.release, model=given.model)}\n")
 
 
 def _find(release: str, sae_id: str | None) -> Published:
@@ -228,3 +256,7 @@ def _one_of(value: Any, number: int) -> Any:
 
 def _shown(value: Any) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    main()

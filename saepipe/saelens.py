@@ -34,6 +34,9 @@ _NO_IDENTITY = ("logger.", "run.", "evaluate.", "model.device", "trainer.acceler
 """What begin the keys that do not make a run another one."""
 
 
+_OWN = ("given", "sae", "logger", "keys")
+
+
 class _Names:
     """Values by SAELens's names, of any of its versions; what is None was not given."""
 
@@ -47,10 +50,26 @@ class _Names:
     def __getattr__(self, name: str) -> Any:
         """Read a value, or SAELens's default."""
         name = ALIASES.get(name, name)
-        given = vars(self).get("given", {})
+        given = self.all_given()
+        if name == "d_sae" and "d_sae" not in given and "d_in" in given:
+            return given["d_in"] * given.get("expansion_factor", DEFAULTS["expansion_factor"])
         if name not in given and name not in KNOWN:
             raise AttributeError(f"{type(self).__name__} has no {name}")
         return given.get(name, DEFAULTS.get(name))
+
+    def all_given(self) -> dict[str, Any]:
+        """What was given."""
+        found: dict[str, Any] = vars(self).get("given", {})
+        return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Give a value later, as the fields of a dataclass can be set."""
+        if name in KNOWN:
+            self.given[ALIASES.get(name, name)] = value
+        elif name in _OWN:
+            super().__setattr__(name, value)
+        else:
+            raise unknown(f"{type(self).__name__}: name", name, KNOWN)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.given.items())})"
@@ -127,10 +146,17 @@ class LanguageModelSAERunnerConfig(_Names):
     ) -> None:
         super().__init__(**names)
         self.sae, self.logger, self.keys = sae, logger, dict(saepipe or {})
+        self.all_given()
+
+    def all_given(self) -> dict[str, Any]:
+        """Put together what was given, here and in the nested configurations."""
+        sae, logger = vars(self).get("sae"), vars(self).get("logger")
         nested = {} if sae is None else {"architecture": sae.architecture(), **sae.given}
-        for name, value in {**nested, **(logger.given if logger else {})}.items():
-            if self.given.setdefault(name, value) != value:
+        nested |= {} if logger is None else logger.given
+        for name, value in nested.items():
+            if self.given.get(name, value) != value:
                 raise UserError(f"{name}={self.given[name]} differs from {name}={value} inside; give it once")
+        return {**nested, **self.given}
 
     def to_run_config(self) -> RunConfig:
         """Translate into a configuration of this pipeline.
@@ -144,7 +170,7 @@ class LanguageModelSAERunnerConfig(_Names):
 
     def translated(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Translate into our dotted keys; also tells the given names that have no effect -> why."""
-        keys, ignored = translate(self.given, self._width)
+        keys, ignored = translate(self.all_given(), self._width)
         keys |= self.keys
         run = keys.setdefault("run.name", f"{keys['sae.architecture']}-{_digest(keys)}")
         beside = Path(keys["run.dir"]).parent if "run.dir" in keys else Path()
@@ -155,7 +181,7 @@ class LanguageModelSAERunnerConfig(_Names):
 
     def _width(self) -> int:
         """Find the width of the activations."""
-        given = {name: value for name, value in self.given.items() if name != "l1_coefficient"}
+        given = {name: value for name, value in self.all_given().items() if name != "l1_coefficient"}
         keys = translate(given, lambda: 0)[0] | self.keys
         return _open(keys).width(keys["model.hooks"][0])
 
@@ -222,12 +248,12 @@ class LanguageModelSAETrainingRunner:
             raise
         self.metrics = {**summary["metrics"], **evaluate.evaluate(config)}
         self.sae = Run(config.run.dir).load_sae()
-        if (folder := self.cfg.given.get("output_path")) is not None:
+        if (folder := self.cfg.all_given().get("output_path")) is not None:
             self.sae.save_model(folder)
         return self.sae
 
     def _check_width(self, keys: Mapping[str, Any]) -> None:
-        if (given := self.cfg.given.get("d_in")) is not None:
+        if (given := self.cfg.all_given().get("d_in")) is not None:
             hook = keys["model.hooks"][0]
             if (width := _open(keys).width(hook)) != given:
                 raise UserError(f"d_in={given} is not the width of hook_name={hook}, {width}; give d_in={width}")

@@ -111,7 +111,7 @@ _WHY_IGNORED: dict[str, str] = {
     "this is saepipe": "sae_lens_version sae_lens_training_version metadata",
     "the penalty is L1, weighed by the norms of decoder rows": "lp_norm scale_sparsity_penalty_by_decoder_norm",
     "the squared error is summed over d_in, as it is": "mse_loss_normalization",
-    "no noise is added": "noise_std",
+    "no noise is added": "noise_std noise_scale",
     "an encoder always starts as its decoder transposed, in random directions": "init_encoder_as_decoder_transpose "
     "decoder_orthogonal_init",
     "heads are joined where a hook has several": "reshape_activations",

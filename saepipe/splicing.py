@@ -57,7 +57,7 @@ class Splice:
         self.sae = sae
         self.hook_in: str = sae.metadata["hook_name"]
         self.hook_out: str = sae.metadata.get("hook_name_out") or self.hook_in
-        wanted = getattr(sae, "use_error_term", False) if use_error_term is None else use_error_term
+        wanted = sae.use_error_term if use_error_term is None else use_error_term
         self.use_error_term = bool(wanted)
         self._special = list(special)
 
@@ -111,7 +111,7 @@ class Splice:
         output = at(f"{self.hook_out}.hook_sae_recons", self.sae.decode(f, x))
         if self.use_error_term:
             with torch.no_grad():  # a second time, so that no function changes the error
-                error = target - self.sae(read)
+                error = target - self.sae.decode(self.sae.encode(read), read)
                 error = error if whole is None else error.masked_fill(whole, 0.0)
             output = output + at(f"{self.hook_out}.hook_sae_error", error)
         if whole is not None:

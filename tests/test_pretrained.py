@@ -123,3 +123,20 @@ def test_releases_are_listed_with_what_is_known_of_them() -> None:
     lines = str(pretrained.list(release=RELEASE)).splitlines()
     assert len(lines) == 14
     assert lines[9].split() == [RELEASE, SAE_ID, "gpt2-small", SAE_ID, "24,576", "60", "0.9"]
+
+
+def test_a_model_is_found_by_its_other_names_and_an_unknown_one_refused() -> None:
+    assert {one.model for one in pretrained.list(model="gpt2")} == {"gpt2-small"}
+    assert {one.model for one in pretrained.list(model="google/gemma-2-2b")} == {"gemma-2-2b"}
+    with pytest.raises(UserError, match=r"model=gema-2-2b is not known; did you mean .*gemma-2-2b"):
+        pretrained.list(model="gema-2-2b")
+
+
+def test_the_command_line_lists_them() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "saepipe.pretrained", "res-jb", "blocks.8.hook_resid_pre", "--model", "gpt2-small"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "gpt2-small-res-jb  blocks.8.hook_resid_pre" in done.stdout

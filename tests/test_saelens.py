@@ -1,5 +1,6 @@
 """SAELens's training code: every name has its effect or is said to have none, and runs end in an SAE and metrics."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -308,3 +309,18 @@ def test_names_are_at_the_front_door() -> None:
     assert saepipe.ActivationsStore is ActivationsStore
     assert saepipe.TrainingSAE is saepipe.SAE
     assert len(KNOWN) == len(set(KNOWN))
+
+
+def test_values_can_be_set_later_as_fields_of_a_dataclass_can() -> None:
+    config = LanguageModelSAERunnerConfig(sae=TopKTrainingSAEConfig(d_in=128, d_sae=512, k=4), lr=1e-3)
+    config.lr, config.sae.k, config.train_batch_size = 3e-4, 9, 768
+    found = config.to_run_config()
+    assert (found.optim.lr, found.sae.k, found.stream.batch_tokens) == (3e-4, 9, 768)
+    assert (config.k, config.d_sae) == (9, 512)
+    assert LanguageModelSAERunnerConfig(d_in=512, expansion_factor=16).d_sae == 8192
+    assert copy.deepcopy(config).lr == 3e-4
+    with pytest.raises(UserError, match="name=bogus is not known"):
+        config.bogus = 1
+    config.d_sae = 64
+    with pytest.raises(UserError, match="d_sae=64 differs from d_sae=512 inside"):
+        config.to_run_config()

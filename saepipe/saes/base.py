@@ -29,6 +29,10 @@ from saepipe.saes.stored import Metadata, Stored
 __all__ = ["SAE", "Losses", "Pass", "SAEConfig", "Step", "warm_up"]  # what an architecture's file needs
 
 
+_WITH_HEADS = ("hook_q", "hook_k", "hook_v", "hook_z")
+"""Hook points whose activations have an axis of heads in TransformerLens."""
+
+
 class SAE(Stored, nn.Module, ABC):
     """A sparse autoencoder, or a transcoder, which predicts the activations of another hook.
 
@@ -159,8 +163,11 @@ class SAE(Stored, nn.Module, ABC):
         return reconstruction * moments.scale + moments.shift
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        """Encode and decode."""
-        return self.decode(self.encode(x), x)
+        """Encode and decode; with `use_error_term`, what is lacking is added, held fixed."""
+        reconstruction = self.decode(self.encode(x), x)
+        if self.use_error_term and not self.is_transcoder:
+            reconstruction = reconstruction + (self._joined(x) - reconstruction).detach()
+        return reconstruction
 
     def loss(
         self,
@@ -303,12 +310,27 @@ class SAE(Stored, nn.Module, ABC):
         return 0.0
 
     def _normalise(self, x: Tensor) -> Tensor:
-        x = x.to(self.W_enc.dtype)
-        if x.shape[-1] != self.d_in and x.shape[-2:].numel() == self.d_in:  # heads on an axis of their own: hook_z
-            x = x.flatten(-2)
+        x = self._joined(x)
         if self.token_norm != "none":
             x, self._moments = token_norm.normalise(x, self.token_norm)
         return x * self.norm_scale
+
+    def _joined(self, x: Tensor) -> Tensor:
+        """Join the heads of a hook that has them on an axis of their own; refuse any other width than d_in."""
+        x = x.to(self.W_enc.dtype)
+        if x.shape[-1] == self.d_in:
+            return x
+        hook = str(self.metadata.get("hook_name"))
+        if hook.endswith(_WITH_HEADS) and x.ndim > 1 and x.shape[-2:].numel() == self.d_in:
+            return x.flatten(-2)
+        raise UserError(
+            f"activations of shape {list(x.shape)} are not d_in={self.d_in} wide; give those of hook {hook}"
+        )
+
+    def extra_repr(self) -> str:
+        """Say in `repr` what it is."""
+        out = f", d_out={self.d_out}" if self.is_transcoder else ""
+        return f"d_in={self.d_in}{out}, d_sae={self.d_sae}, hook_name={self.metadata.get('hook_name')}"
 
     def _normalise_target(self, y: Tensor) -> Tensor:
         return y.to(self.W_dec.dtype) * self.target_scale

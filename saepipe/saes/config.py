@@ -57,6 +57,14 @@ class SAEConfig(Group, group="sae"):
             return metadata[name]
         raise AttributeError(f"the configuration of {type(self).architecture} SAEs has no {name}")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what an SAE's own copy knows from elsewhere where it is kept."""
+        metadata = vars(self).get("metadata", {})
+        if name in metadata and name not in vars(self):
+            metadata[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def to_dict(self) -> dict[str, Any]:
         """All of its keys; of an SAE's own copy also its widths and its metadata."""
         own = {name: value for name, value in vars(self).items() if name != "metadata"}

@@ -12,14 +12,23 @@ if TYPE_CHECKING:
     from saepipe.saes.base import SAE
 
 
+_OPTIONAL = ("neuronpedia_id", "model_from_pretrained_kwargs", "hook_head_index", "hook_name_out", "seqpos_slice")
+
+
 class Metadata(dict[str, Any]):
     """What an SAE was trained on, under SAELens's names, as keys and as attributes: `metadata.hook_name`."""
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the metadata has no {name}; it has {', '.join(self) or 'nothing'}") from None
+        if name in self or name in _OPTIONAL:
+            return self.get(name)
+        raise AttributeError(f"the metadata has no {name}; it has {', '.join(self) or 'nothing'}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a plain dictionary, as SAELens's users ask for it."""
+        return dict(self)
 
     def compatibility_mode_of_training(self) -> bool | None:
         """Tell whether it was trained on HookedTransformer's numerics (folded and centred weights); None: who knows.
@@ -40,6 +49,8 @@ class Stored:
     """The part of an SAE that knows of folders and releases; `sae, cfg_dict, sparsity = sae` takes it apart."""
 
     cfg: Any
+    use_error_term: bool = False
+    """Add, in `forward` and where it is attached to a model, what it does not reconstruct, held fixed."""
     log_sparsity: Float[Tensor, " d_sae"] | None = None
     """log10 of the fraction of tokens on which each latent fired, where the export has it."""
 
@@ -118,6 +129,8 @@ class Stored:
     ) -> "SAE":
         """Do as `load`, by SAELens's name."""
         return cls.load(path, device=device, dtype=dtype or torch.float32)
+
+    load_from_pretrained = load_from_disk
 
     def save_model(self: Any, path: str | Path, sparsity: Float[Tensor, " d_sae"] | None = None) -> tuple[Path, Path]:
         """Write the SAE in SAELens's format, by SAELens's name.

@@ -215,3 +215,38 @@ def test_folding_the_norms_of_decoder_rows_changes_no_reconstruction(name: str) 
     if ranked:
         with pytest.raises(UserError, match="rescale_acts_by_decoder_norm=False"):
             make(name, rescale_acts_by_decoder_norm=False).fold_W_dec_norm()
+
+
+def test_what_is_set_through_its_configuration_is_kept(name: str) -> None:
+    sae = make(name)
+    sae.metadata = {"hook_name": "blocks.1.hook_z", "model_name": "m"}
+    sae.cfg.hook_name = "blocks.2.hook_z"
+    sae.cfg.metadata.neuronpedia_id = "m/2-x"
+    assert (sae.metadata["hook_name"], sae.metadata["neuronpedia_id"]) == ("blocks.2.hook_z", "m/2-x")
+    assert sae.cfg.to_dict()["hook_name"] == sae.cfg.metadata.to_dict()["hook_name"] == "blocks.2.hook_z"
+    assert sae.cfg.metadata.model_from_pretrained_kwargs is None
+    with pytest.raises(AttributeError, match="no hook_nam"):
+        _ = sae.cfg.metadata.hook_nam
+    assert f"d_in={D_IN}, d_sae={D_SAE}, hook_name=blocks.2.hook_z" in repr(sae)
+
+
+def test_only_heads_are_joined(name: str) -> None:
+    sae, x = make(name), data()
+    heads = x.unflatten(1, (2, -1))
+    with pytest.raises(UserError, match=rf"are not d_in={D_IN} wide; give those of None"):
+        sae.encode(heads)
+    sae.metadata = {"hook_name": "blocks.1.attn.hook_z"}
+    assert torch.equal(sae.encode(heads), sae.encode(x))
+    assert torch.equal(sae(heads), sae(x))
+    with pytest.raises(UserError, match="not d_in"):
+        sae.encode(x[:, :3])
+
+
+def test_its_own_error_term_makes_a_reconstruction_exact(name: str) -> None:
+    sae, x = make(name, torch.float64), data().double().requires_grad_()
+    assert not sae.use_error_term
+    plain = sae(x)
+    sae.use_error_term = True
+    torch.testing.assert_close(sae(x), x)
+    (found,), (expected,) = torch.autograd.grad(sae(x).sum(), x), torch.autograd.grad(plain.sum(), x)
+    torch.testing.assert_close(found, expected)  # the error is held fixed
