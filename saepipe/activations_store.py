@@ -6,7 +6,7 @@ run wants of a store on disk, several epochs in orders of their own, exact resum
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import count, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,16 @@ class ActivationsStore:
     ) -> None:
         self.model, self.seed, self.dtype = model, seed, dtype
         self.hook_names = [hook_name] if isinstance(hook_name, str) else list(hook_name)
+        if not self.hook_names:
+            raise UserError("hook_name is an empty list; give the name of at least one hook point")
+        counts = {
+            "store_batch_size_prompts": store_batch_size_prompts,
+            "n_batches_in_buffer": n_batches_in_buffer,
+            "train_batch_size_tokens": train_batch_size_tokens,
+        }
+        for name, value in counts.items():
+            if value < 1:
+                raise UserError(f"{name}={value} is out of range; give at least 1")
         self.store_batch_size_prompts, self.n_batches_in_buffer = store_batch_size_prompts, n_batches_in_buffer
         self.train_batch_size_tokens = train_batch_size_tokens
         data = data or DataConfig(
@@ -116,6 +126,7 @@ class ActivationsStore:
                 f"seqpos_slice={tuple(seqpos_slice)} leaves no position of a context of {self.context_size} to train "
                 "on; widen it, or set exclude_special_tokens=False to keep position 0"
             )
+        self._begun = 0
         self.reset()
 
     @classmethod
@@ -228,6 +239,7 @@ class ActivationsStore:
     def reset_input_dataset(self) -> None:
         """Begin the data anew; what is in the buffer stays there."""
         self._contexts = self._read()
+        self._begun += 1
 
     def get_batch_tokens(
         self, batch_size: int | None = None, raise_at_epoch_end: bool = False
@@ -328,9 +340,22 @@ class ActivationsStore:
         return kept & ordinary(np.isin(ids, self._special_ids), np.arange(self.context_size))
 
     def _mixed(self) -> Iterator[dict[str, Tensor]]:
-        forward_passes = (self._rows() for _ in count())
         size = self.n_batches_in_buffer * self.store_batch_size_prompts * self.context_size
-        return mixing.mixed(forward_passes, size, self.train_batch_size_tokens, self._permutation)
+        return mixing.mixed(self._passes(), size, self.train_batch_size_tokens, self._permutation)
+
+    def _passes(self) -> Iterator[dict[str, Tensor]]:
+        """Give the rows of one forward pass after another, as long as there are any."""
+        begun = self._begun
+        while True:
+            rows = self._rows()
+            if len(rows[self.hook_name]):
+                begun = self._begun
+            elif self._begun > begun + 1:  # the whole of the data since
+                raise UserError(
+                    f"dataset={self.source.data.path} has no token that exclude_special_tokens and seqpos_slice leave "
+                    "to train on; exclude fewer"
+                )
+            yield rows
 
     def _permutation(self, n: int) -> Int[Tensor, " n"]:
         return torch.randperm(n, generator=self._generator).to(self.device)

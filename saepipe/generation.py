@@ -114,6 +114,8 @@ class Generates(Prompts):
         return texts[0] if isinstance(input, str) or (len(texts) == 1 and not is_text) else texts
 
     def _check_room(self, batch: Batch, max_new_tokens: int) -> None:
+        if max_new_tokens < 0:
+            raise UserError(f"max_new_tokens={max_new_tokens} is negative; give 0 or more")
         longest = max(batch.lengths)
         if self.context_limit is not None and longest + max_new_tokens > self.context_limit:
             raise UserError(

@@ -45,6 +45,8 @@ class HookedSAETransformer(AttachedSAEs, Generates, Opens):
     Use `from_pretrained`, `from_pretrained_no_processing` or `load_model`. Attributes that are not here are those of
     TransformerLens' bridge, or of the Hugging Face model.
 
+    Not for several threads at once: what is attached in one, for a while too, is in place in all of them.
+
     Args:
         hooks: The model's hook points.
         tokenizer: Its tokenizer; None refuses text.
@@ -74,6 +76,7 @@ class HookedSAETransformer(AttachedSAEs, Generates, Opens):
             device=hooks.device,
             context_limit=getattr(config, "max_position_embeddings", None),
             prepend_bos=config.model_type not in WITHOUT_BOS,
+            vocab_size=config.vocab_size,
         )
         self.compatibility_mode = compatibility_mode
         self._hooks = hooks

@@ -214,6 +214,9 @@ def _forward(function: Callable[..., Any], hook: Hook) -> Step:
     def step(found: Tensor) -> Tensor:
         given = found.clone()
         replaced = function(given, hook=hook)
+        if not isinstance(replaced, Tensor | None):
+            kind = type(replaced).__name__
+            raise UserError(f"the function at {hook.name} returned {kind}; let it return activations, or None")
         return given if replaced is None else replaced
 
     return step

@@ -4,6 +4,7 @@ Such as `tokens: int = key(4_000_000, least=1)` in a `class TrainConfig(Group, g
 """
 
 import math
+import numbers
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -60,6 +61,8 @@ class Group:
                 continue
             if rule.get("choices") and value not in rule["choices"]:
                 raise unknown(name, value, rule["choices"])
+            if (rule.get("filled") or rule.get("folder")) and not isinstance(value, str):
+                raise UserError(f"{name}={value} is no text; give it as a string")
             if rule.get("filled") and not value.strip():
                 raise UserError(f"{name} is empty; {rule['filled']}")
             if rule.get("folder") and value.startswith("~"):
@@ -70,6 +73,9 @@ class Group:
 
 
 def _refuse_out_of_range(name: str, value: Any, least: float | None, above: float | None, most: float | None) -> None:
+    is_number = isinstance(value, numbers.Real)
+    if not is_number:
+        raise UserError(f"{name}={value!r} is no number; give one, without quotes")
     if not math.isfinite(value) or value > LARGEST:
         raise UserError(f"{name}={value} is no number that can be used; give one up to {LARGEST}")
     if least is not None and not value >= least:

@@ -55,7 +55,11 @@ def model_card(
     model = about.get("model_name")
     head = ["---", f"library_name: {'saelens' if format == 'saelens' else format}"]
     head += ["tags:", "- sparse-autoencoder", "- mechanistic-interpretability", "- saepipe"]
-    head += [f"base_model: {model}"] if model and model.count("/") == 1 and not model.startswith(("/", ".")) else []
+    head += (
+        [f"base_model: {model}"]
+        if isinstance(model, str) and model.count("/") == 1 and not model.startswith(("/", "."))
+        else []
+    )
     kind = f"{sae.cfg.architecture} {'transcoder' if sae.is_transcoder else 'sparse autoencoder'}"
     where = f" on `{about['hook_name']}`" if about.get("hook_name") else ""
     rows = [("architecture", sae.cfg.architecture), ("d_in", sae.d_in), ("d_sae", sae.d_sae)]

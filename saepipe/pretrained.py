@@ -21,13 +21,14 @@ import yaml
 from saepipe import formats, hub_files
 from saepipe.errors import unknown
 from saepipe.hub import local
-from saepipe.model_names import same
 
 if TYPE_CHECKING:
     from saepipe.saes.base import SAE
 
 log = logging.getLogger(__name__)
 
+_ALSO = {"gpt2": "gpt2-small"}
+"""The hub's name of a model -> the releases'."""
 _AXES = ("layer", "width", "size", "trainer")
 _WIDTHS = {"1k": 2**10, "2k": 2**11, "4k": 2**12, "8k": 2**13, "16k": 2**14, "32k": 2**15, "65k": 2**16}
 _WIDTHS |= {"131k": 2**17, "262k": 2**18, "524k": 2**19, "1m": 2**20}
@@ -144,13 +145,16 @@ def load(
 
 
 def _models_called(name: str, models: set[str]) -> set[str]:
-    """Find the models that a name means; only where none is called so, by the other names that they have."""
-    leaf = name.rsplit("/", 1)[-1].lower()
-    found = {model for model in models if model.rsplit("/", 1)[-1].lower() == leaf}
-    found = found or {model for model in models if same(model, name)}
+    """Find the models that a name means: the owner on the hub may be left out or given."""
+    leaf = _leaf(name)
+    found = {model for model in models if _leaf(model) in (leaf, _ALSO.get(leaf))}
     if not found:
         raise unknown("model", name, sorted(models))
     return found
+
+
+def _leaf(name: str) -> str:
+    return name.rsplit("/", 1)[-1].lower()
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Text <-> token ids, by the names and habits of TransformerLens."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -36,6 +36,7 @@ class Prompts:
         device: Where token ids go.
         context_limit: Most tokens in a context; None where there is no limit.
         prepend_bos: Whether text begins with the beginning-of-sequence token where nothing else is asked for.
+        vocab_size: Tokens that the model knows; None lets any id pass.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class Prompts:
         device: torch.device,
         context_limit: int | None,
         prepend_bos: bool,
+        vocab_size: int | None = None,
     ) -> None:
         self._tokenizer, self.model_name = tokenizer, name
+        self._vocab_size = vocab_size
         self._device = device
         self.context_limit = context_limit
         """Most tokens in a context; None where there is no limit."""
@@ -75,18 +78,15 @@ class Prompts:
             truncate: Cut what is longer than the model's context, where it would be refused else.
 
         Raises:
-            UserError: There is nothing to read, it is longer than the context, or the tokenizer is not there.
+            UserError: There is nothing to read, it is longer than the context or not of the model's vocabulary, or the
+                tokenizer is not there.
         """
         if isinstance(prompts, str):
             prompts = [prompts]
         if isinstance(prompts, list | tuple) and all(isinstance(prompt, str) for prompt in prompts):
             batch = self._encode(prompts, prepend_bos)
         else:
-            ids = torch.as_tensor(prompts, device=self._device)
-            if ids.is_floating_point() or ids.ndim not in (1, 2):
-                raise UserError(
-                    f"input is {ids.dtype} of shape {list(ids.shape)}; give token ids, [batch, seq] or [seq]"
-                )
+            ids = self._ids(prompts)
             ids = ids[None] if ids.ndim == 1 else ids
             batch = Batch(ids, [ids.shape[1]] * len(ids))
         if not batch.lengths or min(batch.lengths) == 0:
@@ -102,6 +102,27 @@ class Prompts:
             f"input has {longest} tokens, more than the {limit} that {self.model_name} can read; give fewer, such as "
             "model.to_tokens(text, truncate=True)"
         )
+
+    def _ids(self, given: Any) -> Int[Tensor, " seq"] | Int[Tensor, "batch seq"]:
+        """Take token ids as they are, where they are such."""
+        try:
+            ids = torch.as_tensor(given, device=self._device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"input is neither text nor token ids ({error}); give one text or a list of texts, or token ids, those "
+                "of a batch all equally many"
+            ) from error
+        whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+        if not whole or ids.ndim not in (1, 2):
+            raise UserError(f"input is {ids.dtype} of shape {list(ids.shape)}; give token ids, [batch, seq] or [seq]")
+        if self._vocab_size is not None and ids.numel():
+            for id in (int(ids.min()), int(ids.max())):  # a GPU would not come back from it
+                if not 0 <= id < self._vocab_size:
+                    raise UserError(
+                        f"input has the token id {id}, and {self.model_name} has {self._vocab_size} tokens, from 0 on; "
+                        "give ids of its own tokenizer"
+                    )
+        return ids
 
     def _encode(self, texts: Sequence[str], prepend_bos: bool | None) -> Batch:
         bos = self.default_prepend_bos if prepend_bos is None else prepend_bos

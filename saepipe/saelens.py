@@ -15,11 +15,11 @@ import hashlib
 import logging
 import signal
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from saepipe import cache, entry, evaluate, train
+from saepipe import cache, durable, entry, evaluate, train
 from saepipe.config import ModelConfig, RunConfig
 from saepipe.errors import UserError, unknown
 from saepipe.in_memory import open_source
@@ -153,10 +153,11 @@ class LanguageModelSAERunnerConfig(_Names):
         sae, logger = vars(self).get("sae"), vars(self).get("logger")
         nested = {} if sae is None else {"architecture": sae.architecture(), **sae.given}
         nested |= {} if logger is None else logger.given
+        own = super().all_given()
         for name, value in nested.items():
-            if self.given.get(name, value) != value:
-                raise UserError(f"{name}={self.given[name]} differs from {name}={value} inside; give it once")
-        return {**nested, **self.given}
+            if own.get(name, value) != value:
+                raise UserError(f"{name}={own[name]} differs from {name}={value} inside; give it once")
+        return {**nested, **own}
 
     def to_run_config(self) -> RunConfig:
         """Translate into a configuration of this pipeline.
@@ -235,6 +236,9 @@ class LanguageModelSAETrainingRunner:
         config = _config(keys)
         if ignored:
             log.warning("without effect: %s", "; ".join(f"{name} ({why})" for name, why in ignored.items()))
+        output_path = self.cfg.all_given().get("output_path")
+        if output_path is not None and Path(output_path).is_file():
+            raise UserError(f"output_path={output_path} is a file; give a folder")
         self._check_width(keys)
         source = open_source(config.data, seed=config.store.seed)
         joined = config.data.pack and source.kind is not list  # lists of token ids are contexts
@@ -248,8 +252,9 @@ class LanguageModelSAETrainingRunner:
             raise
         self.metrics = {**summary["metrics"], **evaluate.evaluate(config)}
         self.sae = Run(config.run.dir).load_sae()
-        if (folder := self.cfg.all_given().get("output_path")) is not None:
-            self.sae.save_model(folder)
+        if output_path is not None:
+            with durable.disk_errors("output_path", Path(output_path)):
+                self.sae.save_model(output_path)
         return self.sae
 
     def _check_width(self, keys: Mapping[str, Any]) -> None:
@@ -277,7 +282,9 @@ def _config(keys: Mapping[str, Any]) -> RunConfig:
         if group == "sae":
             whole.sae = values
             continue
-        known = [item.name for item in fields(getattr(whole, group))] if hasattr(whole, group) else []
+        known = (
+            [item.name for item in fields(getattr(whole, group))] if is_dataclass(getattr(whole, group, None)) else []
+        )
         for name in values:
             if name not in known:
                 raise unknown("saepipe key", f"{group}.{name}", [f"{group}.{other}" for other in known])

@@ -1,5 +1,6 @@
 """Choosing the next token, and adding tokens to prompts one by one."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,10 +36,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
-        if self.temperature < 0:
-            raise UserError(f"temperature={self.temperature} is negative; give 0 for the likeliest token, or more")
+        if not self.temperature >= 0:
+            raise UserError(
+                f"temperature={self.temperature} is negative or no number; give 0 for the likeliest token, or more"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k={self.top_k} leaves no token; give at least 1")
+        if not math.isfinite(self.freq_penalty):
+            raise UserError(f"freq_penalty={self.freq_penalty} leaves no logit that can be compared; give a number")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} is no probability; give more than 0 and at most 1")
 

@@ -54,6 +54,9 @@ class Splice:
                 "saes holds an SAE whose metadata names no hook; set sae.metadata['hook_name'], such as "
                 "blocks.8.hook_resid_pre"
             )
+        for key in ("hook_name", "hook_name_out"):
+            if not isinstance(named := sae.metadata.get(key), str | None):
+                raise UserError(f"saes holds an SAE whose metadata says {key}={named}, which is no name; set it to one")
         self.sae = sae
         self.hook_in: str = sae.metadata["hook_name"]
         self.hook_out: str = sae.metadata.get("hook_name_out") or self.hook_in

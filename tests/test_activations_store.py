@@ -196,3 +196,21 @@ def test_data_that_cannot_be_is_refused(model: LanguageModel, given: list[Any], 
 def test_an_unknown_hook_is_refused(model: LanguageModel) -> None:
     with pytest.raises(UserError, match="did you mean"):
         ActivationsStore(model, TEXTS, "blocks.2.hook_resid_pots", **SMALL)
+
+
+@pytest.mark.parametrize("name", ["store_batch_size_prompts", "n_batches_in_buffer", "train_batch_size_tokens"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_counts_that_are_none_are_refused(model: LanguageModel, name: str, value: int) -> None:
+    with pytest.raises(UserError, match=rf"{name}={value} is out of range"):
+        ActivationsStore(model, TEXTS, HOOK, **{**SMALL, name: value})
+
+
+def test_no_hook_is_refused(model: LanguageModel) -> None:
+    with pytest.raises(UserError, match="hook_name is an empty list"):
+        ActivationsStore(model, TEXTS, [], **SMALL)
+
+
+def test_data_without_a_token_to_train_on_comes_to_an_end(model: LanguageModel) -> None:
+    store = ActivationsStore(model, TEXTS[:3], HOOK, exclude_special_tokens=list(range(5000)), **SMALL)
+    with pytest.raises(UserError, match="has no token that exclude_special_tokens and seqpos_slice leave to train on"):
+        store.next_batch()

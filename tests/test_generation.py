@@ -155,6 +155,9 @@ def test_sampling(plain: HookedSAETransformer) -> None:
     ("keys", "message"),
     [
         ({"max_new_tokens": 56}, r"max_new_tokens=56 after a prompt of 9 tokens is more than the 64 .* at most 55"),
+        ({"max_new_tokens": -1}, r"max_new_tokens=-1 is negative"),
+        ({"temperature": float("nan")}, r"temperature=nan is negative or no number"),
+        ({"freq_penalty": float("inf")}, r"freq_penalty=inf leaves no logit that can be compared"),
         ({"temperature": -1.0}, r"temperature=-1.0 is negative"),
         ({"top_k": 0}, r"top_k=0 leaves no token"),
         ({"top_p": 1.5}, r"top_p=1.5 is no probability"),

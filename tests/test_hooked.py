@@ -66,6 +66,11 @@ def test_loss_is_that_of_the_next_token_without_padding(model: HookedSAETransfor
     torch.testing.assert_close(model(texts, return_type="loss"), mean, atol=1e-5, rtol=1e-5)
 
 
+def test_a_function_that_returns_no_activations_is_refused(model: HookedSAETransformer) -> None:
+    with pytest.raises(UserError, match=rf"the function at {HOOK} returned tuple; let it return activations, or None"):
+        model.run_with_hooks(IDS, fwd_hooks=[(HOOK, lambda found, hook: (found,))])
+
+
 def test_a_function_sees_and_replaces(model: HookedSAETransformer) -> None:
     seen: list[Any] = []
 

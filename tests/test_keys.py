@@ -32,6 +32,8 @@ class Bakery(Kitchen):
         ({"salt_g": 0}, "kitchen.salt_g=0 is out of range; give a value above 0"),
         ({"salt_g": float("nan")}, f"kitchen.salt_g=nan is no number that can be used; give one up to {LARGEST}"),
         ({"dish": "stewe"}, "kitchen.dish=stewe is not known; did you mean stew?"),
+        ({"cooks": "2"}, "kitchen.cooks='2' is no number; give one, without quotes"),
+        ({"guest": 5}, "kitchen.guest=5 is no text; give it as a string"),
         ({"guest": " "}, "kitchen.guest is empty; invite somebody"),
     ],
 )

@@ -1,6 +1,7 @@
 """Text becomes token ids by TransformerLens' habits, or is refused in one sentence."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_models
@@ -75,10 +76,25 @@ def test_nothing_to_read(empty: object) -> None:
         made(prepend_bos=False).read("")
 
 
-@pytest.mark.parametrize("ids", [torch.ones(2, 3), torch.ones(1, 2, 3, dtype=torch.int64)])
+@pytest.mark.parametrize("ids", [torch.ones(2, 3), torch.ones(1, 2, 3, dtype=torch.int64), torch.ones(3) > 0])
 def test_what_is_no_batch_of_ids(ids: torch.Tensor) -> None:
     with pytest.raises(UserError, match=r"input is torch.* of shape \[.*; give token ids, \[batch, seq\] or \[seq\]"):
         made().read(ids)
+
+
+@pytest.mark.parametrize("ids", [[[1, 2], [3]], [1, "a"], [b"a"]])
+def test_what_is_neither_text_nor_ids(ids: Any) -> None:
+    with pytest.raises(UserError, match="input is neither text nor token ids"):
+        made().read(ids)
+
+
+@pytest.mark.parametrize("id", [-1, small_models.VOCAB])
+def test_ids_that_the_model_does_not_know(id: int) -> None:
+    prompts = Prompts(
+        None, name="small", device=torch.device("cpu"), context_limit=None, prepend_bos=True, vocab_size=320
+    )
+    with pytest.raises(UserError, match=rf"input has the token id {id}, and small has 320 tokens"):
+        prompts.read([[0, 319], [id, 0]])
 
 
 def test_without_a_tokenizer(tmp_path: Path) -> None:

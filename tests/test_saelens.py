@@ -214,6 +214,7 @@ def test_partial_calls_construct_and_defaults_are_theirs() -> None:
         ({"d_sae": "many"}, "sae.d_sae"),
         ({"normalize_activations": "layer_norm"}, "sae.normalize_activations=layer_norm is not known"),
         ({"saepipe": {"store.type": "int8"}}, "store.type is not known"),
+        ({"saepipe": {"overrides.x": 1}}, "overrides.x is not known"),
     ],
 )
 def test_what_cannot_be_is_refused(given: dict[str, Any], says: str) -> None:
@@ -288,6 +289,12 @@ def test_ctrl_c_is_what_it_is_in_a_notebook(
     monkeypatch.setattr("saepipe.train.train", stopped)
     with pytest.raises(error):
         SAETrainingRunner(LanguageModelSAERunnerConfig(**FLAT)).run()
+
+
+def test_a_file_in_the_place_of_the_output_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"output_path=.* is a file; give a folder"):
+        SAETrainingRunner(LanguageModelSAERunnerConfig(**FLAT, output_path=str(tmp_path / "file"))).run()
 
 
 @pytest.mark.parametrize("name", ["override_dataset", "override_model", "override_sae"])

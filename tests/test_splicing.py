@@ -283,6 +283,8 @@ def test_a_normalised_token_and_another_type(model: HookedSAETransformer) -> Non
             r"hook_mlp_out is 32 wide in this model, and the SAE's d_out is 16",
         ),
         (make(""), r"saes holds an SAE whose metadata names no hook; set sae.metadata\['hook_name'\]"),
+        (make(hook_name_out=5), r"saes holds an SAE whose metadata says hook_name_out=5, which is no"),
+        (make(hook_name_out=["a"]), r"saes holds an SAE whose metadata says hook_name_out=\['a'\]"),
         (tuple(make()), r"saes holds tuple, which is no SAE; give the first of these three"),
     ],
 )

@@ -35,7 +35,7 @@ def detect(path: str | Path) -> str:
     Raises:
         UserError: It is not there, or in none of them; the message says what each one looks for.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         raise UserError(f"{path} does not exist; give the folder of an SAE, such as the sae folder of a finished run")
     for name in FORMATS:
@@ -64,8 +64,10 @@ def load(
             (`norm_scaling_factor`); it is folded into the weights.
 
     Raises:
-        UserError: It is missing, damaged, in an unknown format, or says something that this library cannot keep.
+        UserError: It is missing, damaged, in an unknown format, or says something that this library cannot keep; or
+            there is no such device.
     """
+    path = Path(path).expanduser()
     name = detect(path) if format is None else format
     if name not in FORMATS:
         raise unknown("format", name, FORMATS)
@@ -75,6 +77,11 @@ def load(
         raise UserError(
             f"{path} is in the format {name}, which says itself what it was scaled by; leave norm_scale out"
         )
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # of a device that this build of torch lacks, and of no device
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device={device} is not on this machine ({reason}); give cpu, or a device that is") from error
     options = {} if norm_scale is None else {"norm_scale": norm_scale}
     sae: SAE = _module(name).load(path, device=device, dtype=dtype or torch.float32, **options)
     return sae
@@ -102,7 +109,8 @@ def save(
     """
     if format not in WRITTEN:
         raise unknown("format", format, WRITTEN)
-    other = next((name for name in FORMATS if name != format and _module(name).recognises(Path(folder))), None)
+    folder = Path(folder).expanduser()
+    other = next((name for name in FORMATS if name != format and _module(name).recognises(folder)), None)
     if other:
         raise UserError(f"{folder} has an SAE in the format {other}, which this would mix with; choose another folder")
     if sparsity is None and sae.log_sparsity is not None:

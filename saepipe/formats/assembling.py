@@ -138,6 +138,8 @@ def unnormalised(found: Found, weights: Mapping[str, Tensor], weights_path: Path
 def _filled(
     found: Found, weights: Mapping[str, Tensor], path: Path, dtype: torch.dtype, device: str | torch.device
 ) -> SAE:
+    if dtype not in WEIGHT_TYPES:
+        raise UserError(f"dtype={dtype} is no type for weights; give one of {WEIGHT_TYPES}")
     empty = _described(found)
     _check_weights(empty, weights, path, found.path.name)
     # The type comes before the weights, so that float64 stays what it was.

@@ -111,6 +111,8 @@ def pickled(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, and no tensors by name; save a state_dict")
     for name, tensor in content.items():
+        if isinstance(tensor, Tensor) and tensor.layout is not torch.strided:
+            raise UserError(f"{path} has {name} as a sparse tensor; save it as a dense one")
         if isinstance(tensor, Tensor) and tensor.nbytes > tensor.untyped_storage().nbytes():
             raise UserError(f"{path} has {name} of shape {tuple(tensor.shape)} with too few values for it; {AGAIN}")
     return content

@@ -56,7 +56,7 @@ def save(
         sparsity: Fraction of the tokens on which each latent fired.
 
     Raises:
-        UserError: A weight is not finite.
+        UserError: A weight is not finite, the sparsity is of another width, or the metadata is no JSON.
     """
     values, folded = sae.folded()
     weights = writing.finished(sae, folded)
@@ -77,6 +77,10 @@ def save(
     }
     logs = None
     if sparsity is not None:
+        if tuple(sparsity.shape) != (sae.d_sae,):
+            raise UserError(
+                f"sparsity is of {tuple(sparsity.shape)} latents, and the SAE has {sae.d_sae}; give one each"
+            )
         logs = torch.log10(sparsity.detach().to("cpu", torch.float32) + 1e-10)  # SAELens's floor
     files = {
         WEIGHTS: writing.tensors(weights),

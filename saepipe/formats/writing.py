@@ -73,8 +73,16 @@ def folder(path: Path, config_name: str, config: dict[str, Any], files: Mapping[
         config_name: File without which it does not open; it goes first and comes last.
         config: What that file says.
         files: Name -> what writes it, or None where it must not be there.
+
+    Raises:
+        UserError: The configuration is no JSON.
     """
-    text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    try:
+        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the SAE's metadata is no JSON ({error}); keep texts, numbers, lists and dicts in it"
+        ) from error
     (path / config_name).unlink(missing_ok=True)
     for name, write in files.items():
         if write is None:

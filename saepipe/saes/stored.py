@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saepipe.errors import UserError
+
 if TYPE_CHECKING:
     from saepipe.saes.base import SAE
 
@@ -144,11 +146,15 @@ class Stored:
         """
         from saepipe.formats import saelens
 
+        path = Path(path).expanduser()
         if sparsity is None and self.log_sparsity is not None:
             sparsity = 10**self.log_sparsity
         saelens.save(self, path, metadata=self.metadata, sparsity=sparsity)
-        return Path(path) / saelens.WEIGHTS, Path(path) / saelens.CONFIG
+        return path / saelens.WEIGHTS, path / saelens.CONFIG
 
 
 def _dtype(given: torch.dtype | str) -> torch.dtype:
-    return given if isinstance(given, torch.dtype) else getattr(torch, given.removeprefix("torch."))
+    found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    if not isinstance(found, torch.dtype):
+        raise UserError(f"dtype={given} is no type of torch's; give one such as float32 or bfloat16")
+    return found

@@ -149,3 +149,9 @@ def test_a_zip_bomb_is_refused_before_it_unpacks(read: Any, tmp_path: Path) -> N
 def test_numbers_that_are_none_are_named() -> None:
     with pytest.raises(UserError, match="b of here holds NaN or infinity; mend it"):
         reading.check_finite({"a": torch.zeros(2), "b": torch.tensor([torch.inf])}, "here", "mend it")
+
+
+def test_a_sparse_tensor_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "ae.pt")
+    with pytest.raises(UserError, match="has a as a sparse tensor; save it as a dense one"):
+        reading.pickled(tmp_path / "ae.pt")

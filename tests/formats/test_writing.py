@@ -1,11 +1,12 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_saes import D_IN, data, make
 
-from saepipe import formats, saes
+from saepipe import SAE, formats, saes
 from saepipe.errors import UserError
 from saepipe.formats import writing
 
@@ -74,3 +75,40 @@ def test_formats_that_are_none_are_named(tmp_path: Path) -> None:
         formats.detect(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         formats.detect(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("value", [float("nan"), torch.float32])
+def test_metadata_that_is_no_json_is_refused_and_what_is_there_stays(value: Any, tmp_path: Path) -> None:
+    sae = make("standard")
+    formats.save(sae, tmp_path)
+    with pytest.raises(UserError, match="the SAE's metadata is no JSON"):
+        formats.save(sae, tmp_path, metadata={"x": value})
+    assert formats.load(tmp_path).d_sae == sae.d_sae
+
+
+def test_a_sparsity_of_another_width_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sparsity is of \(5,\) latents, and the SAE has 48"):
+        formats.save(make("standard"), tmp_path, sparsity=torch.rand(5))
+
+
+def test_home_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    formats.save(make("standard"), "~/sae")
+    assert (tmp_path / "sae/cfg.json").is_file()
+    assert formats.load("~/sae").d_in == SAE.load("~/sae").d_in
+    assert SAE.load("~/sae").save_model("~/again")[1] == tmp_path / "again/cfg.json"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "gpu"}, "device=gpu is not on this machine"),
+        ({"device": "cuda:99"}, "device=cuda:99 is not on this machine"),
+        ({"dtype": "floaty"}, "dtype=floaty is no type of torch's"),
+        ({"dtype": torch.int8}, "dtype=torch.int8 is no type for weights"),
+    ],
+)
+def test_devices_and_types_that_are_none_are_refused(options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    formats.save(make("standard"), tmp_path)
+    with pytest.raises(UserError, match=words):
+        SAE.load(tmp_path, **options)

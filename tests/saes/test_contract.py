@@ -233,7 +233,7 @@ def test_what_is_set_through_its_configuration_is_kept(name: str) -> None:
 def test_only_heads_are_joined(name: str) -> None:
     sae, x = make(name), data()
     heads = x.unflatten(1, (2, -1))
-    with pytest.raises(UserError, match=rf"are not d_in={D_IN} wide; give those of None"):
+    with pytest.raises(UserError, match=rf"are not d_in={D_IN} wide; give those of hook None"):
         sae.encode(heads)
     sae.metadata = {"hook_name": "blocks.1.attn.hook_z"}
     assert torch.equal(sae.encode(heads), sae.encode(x))
