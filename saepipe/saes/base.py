@@ -125,20 +125,27 @@ class SAE(Stored, nn.Module, ABC):
         """
         start.adopt(self, other)
 
-    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """Activations of the latents, zero where inactive."""
+    def encode(self, x: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_sae"]:
+        """Activations of the latents, zero where inactive.
+
+        Args:
+            x: Raw activations [..., d_in]; those of a hook with heads may have these on an axis of their own.
+
+        Raises:
+            UserError: They are of another width.
+        """
         return self.activate(self.pre_activations(x))
 
     def activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """Activations of the latents from what `pre_activations` gives, zero where inactive."""
         return self._activate(hidden_pre)
 
-    def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+    def pre_activations(self, x: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_sae"]:
         """What the activation function is given."""
         return self._hidden_pre(self._centre(self._normalise(x)))
 
     def decode(
-        self, f: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*batch d_in"] | None = None
+        self, f: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*input"] | None = None
     ) -> Float[Tensor, "*batch d_out"]:
         """Reconstruction, in the units of the raw activations.
 
@@ -162,7 +169,7 @@ class SAE(Stored, nn.Module, ABC):
             )
         return reconstruction * moments.scale + moments.shift
 
-    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+    def forward(self, x: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_out"]:
         """Encode and decode; with `use_error_term`, what is lacking is added, held fixed."""
         reconstruction = self.decode(self.encode(x), x)
         if self.use_error_term and not self.is_transcoder:
