@@ -63,9 +63,10 @@ def export(
     if to == HUB:
         return _publish(sae, about, str(out), format, path, private, revision)
     folder = Path(out)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not _holds(folder, to)):
-        raise UserError(f"{folder} holds something else than a {to} SAE; give a new folder")
     with durable.disk_errors("OUT", folder):
+        if folder.is_file() or (not _is_empty(folder) and not _holds(folder, to)):
+            raise UserError(f"{folder} holds something else than a {to} SAE; give a new folder")
+        durable.remove_stale(folder)
         formats.save(sae, folder, format=to)
         _write_card(sae, about, folder, format=to)
     log.info("%s: a %s SAE of %s latents, as %s has it", folder, sae.cfg.architecture, f"{sae.d_sae:,}", to)
@@ -95,6 +96,11 @@ def _public(path: Path) -> str:
     for group in said.values():
         group |= {key: Path(value).name for key, value in group.items() if str(value).startswith(("/", "~"))}
     return yaml.safe_dump(said, sort_keys=False)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Say whether nothing is in a folder, or only what an export that was killed had begun to write."""
+    return not folder.is_dir() or all(durable.is_temporary(path) for path in folder.iterdir())
 
 
 def _holds(folder: Path, to: str) -> bool:

@@ -76,7 +76,7 @@ class HookedSAETransformer(AttachedSAEs, Generates, Opens):
             device=hooks.device,
             context_limit=getattr(config, "max_position_embeddings", None),
             prepend_bos=config.model_type not in WITHOUT_BOS,
-            vocab_size=config.vocab_size,
+            vocab_size=getattr(config, "vocab_size", None),
         )
         self.compatibility_mode = compatibility_mode
         self._hooks = hooks

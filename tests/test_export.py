@@ -12,7 +12,7 @@ import torch
 import yaml
 from small_hub import SmallHub
 
-from saepipe import SAE, entry
+from saepipe import SAE, durable, entry
 from saepipe.errors import UserError
 from saepipe.export import export
 from saepipe.formats import saelens
@@ -86,6 +86,27 @@ def test_a_published_sae_is_opened_by_its_name(run: Path, tmp_path: Path) -> Non
     assert "does not take the SAE" in verb(str(run), "--to", "hub", "owner/saes", **environment).stderr
     assert "HF_HUB_OFFLINE" in verb(str(run), "--to", "hub", "owner/saes", HF_HUB_OFFLINE="1").stderr
     assert "OUT=saes is no hub repository" in verb(str(run), "--to", "hub", "saes").stderr
+
+
+def test_an_export_that_was_killed_is_begun_anew(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    begun = durable.temporary(out / "sae_weights.safetensors")
+    begun.with_name(begun.name.replace(f"-{os.getpid()}-", "-999999999-")).touch()
+    export(run, out)
+    assert SAE.load(out).d_sae == 48
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_a_name_that_is_too_long_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"OUT=.* cannot be written \(File name too long"):
+        export(run, tmp_path / ("a" * 300))
+
+
+def test_a_card_of_strange_metadata(tmp_path: Path) -> None:
+    saelens.save(small_saes.make("topk", k=4), tmp_path / "sae", metadata={"model_name": 5, "hook_name": 5})
+    export(tmp_path / "sae", tmp_path / "out")
+    assert "base_model" not in (tmp_path / "out/README.md").read_text()
 
 
 def test_what_cannot_be_exported_is_refused(run: Path, tmp_path: Path) -> None:
