@@ -8,7 +8,7 @@ PEERS := .venv-peers
 # The interpreter that .venv is made with; without it, the first fitting one of CANDIDATES.
 PYTHON ?=
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python python3.12 python3.11 python3.13)
-# Further arguments of demo, test, peers and ground-truth, e.g. `make test ARGS="-k shards"`.
+# Further arguments of demo, test and its kin, peers and ground-truth, e.g. `make test ARGS="-k shards"`.
 ARGS ?=
 # Tests that run at once, a file at a time.
 JOBS ?= 2

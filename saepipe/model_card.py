@@ -68,12 +68,12 @@ def model_card(
     parts = [
         "\n".join([*head, "---"]),
         f"# A {kind}{f' of {model}' if model else ''}{where}",
-        _table(("", ""), [(words, f"`{value}`") for words, value in rows]),
+        _table([(words, f"`{value}`") for words, value in rows]),
     ]
     if metrics:
         figures = [(words, _shown(metrics[key])) for key, words in _FIGURES.items() if metrics.get(key) is not None]
         parts += ["## Metrics", "On documents that training never saw, special tokens and position 0 left out:"]
-        parts.append(_table(("", ""), figures))
+        parts.append(_table(figures))
     parts += ["## How to open it", _code(_opening(format, repo, path))]
     if config:
         parts += ["## Configuration", f"Trained with saepipe {saepipe.__version__}:", _code(config.strip(), "yaml")]
@@ -88,8 +88,8 @@ def _opening(format: str, repo: str | None, path: str) -> str:
     return f"{ours}\n\n{_OPENED_BY[format].format(folder=repr('the folder'))}"
 
 
-def _table(head: tuple[str, str], rows: list[tuple[str, Any]]) -> str:
-    return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+def _table(rows: list[tuple[str, Any]]) -> str:
+    return "\n".join(["|  |  |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
 def _code(text: str, language: str = "python") -> str:

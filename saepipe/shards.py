@@ -7,7 +7,6 @@ language model that the store was made with, and finishes a store that is incomp
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +16,6 @@ from saepipe import entry
 
 if TYPE_CHECKING:
     from saepipe.inspection import Inspection
-
-log = logging.getLogger(__name__)
 
 
 def info(folder: str | Path) -> dict[str, Any]:

@@ -36,8 +36,8 @@ class Splice:
     Args:
         sae: The SAE; a transcoder replaces another hook point than it reads.
         use_error_term: Add what the SAE does not reconstruct, so that without an intervention nothing changes. It is
-            held fixed: no gradient and no intervention reaches it through the SAE. None: what the attribute
-            `sae.use_error_term` says where it was set, else no.
+            held fixed: no gradient and no intervention reaches it through the SAE. None: what
+            `sae.use_error_term` says.
         special: Ids of tokens whose activations are left as they are.
 
     Raises:

@@ -1,5 +1,6 @@
 """The tutorials run, and say what they are about."""
 
+import ast
 import os
 import re
 import subprocess
@@ -37,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_training(trained: tuple[Path, str]) -> None:
     folder, said = trained
     for name in ("standard", "gated", "topk"):
-        figures = eval(re.search(rf"^{name} (\{{.*\}})$", said, re.MULTILINE)[1])  # type: ignore[index]
+        figures = ast.literal_eval(re.search(rf"^{name} (\{{.*\}})$", said, re.MULTILINE)[1])  # type: ignore[index]
         assert figures["explained_variance"] > 0.6, said
         assert (folder / name / "sae" / "cfg.json").is_file()
     assert re.search(r"^512 \{'l0': 16\.0, 'explained_variance': 0\.[6-9]", said, re.MULTILINE), said

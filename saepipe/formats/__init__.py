@@ -1,6 +1,7 @@
 """SAEs of this and other libraries, in folders: one file per library, and a folder says itself which one wrote it.
 
-Each file of FORMATS has the same three functions, of which `save` is there where we write the format:
+Each file of FORMATS has SIGN, the names of the files that one knows a folder by, and the same three functions, of which
+`save` is there where we write the format:
 
     recognises(path) -> bool                          does this look like one of its folders (or files)?
     load(path, *, device, dtype) -> SAE               takes raw activations, and knows its metadata

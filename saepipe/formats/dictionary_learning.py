@@ -119,9 +119,7 @@ def save(
     """
     if sae.is_transcoder:
         raise writing.refuse(sae, "dictionary_learning", "does not say of a dictionary that it is a transcoder")
-    if sae.token_norm != "none":
-        raise writing.refuse(sae, "dictionary_learning", f"has no normalize_activations={sae.token_norm}")
-    values, weights = sae.folded()
+    values, weights = writing.folded(sae, "dictionary_learning")
     name = _class_of(sae, values, weights)
     kind = CLASSES[name]
     weights = writing.centred(values, weights, wanted=kind.centred)

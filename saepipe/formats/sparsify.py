@@ -97,9 +97,7 @@ def save(
         raise writing.refuse(sae, "sparsify", "has TopK alone")
     if sae.d_out != sae.d_in:
         raise writing.refuse(sae, "sparsify", "wants as many outputs as inputs")
-    if sae.token_norm != "none":
-        raise writing.refuse(sae, "sparsify", f"has no normalize_activations={sae.token_norm}")
-    values, weights = sae.folded()
+    values, weights = writing.folded(sae, "sparsify")
     if not sae.is_transcoder:
         weights = writing.centred(values, weights, wanted=True)
     names = _NAMES | (_SKIP if sae.cfg.skip_connection else {})

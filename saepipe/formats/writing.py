@@ -35,6 +35,21 @@ def centred(values: Mapping[str, Any], weights: dict[str, Tensor], *, wanted: bo
     return weights | {name: weights[name] + by for name, by in shifts.items() if name in weights}
 
 
+def folded(sae: SAE, library: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Give what `SAE.folded` gives, for a library that knows no normalisation of each token.
+
+    Args:
+        sae: The SAE.
+        library: Whose format it is for.
+
+    Raises:
+        UserError: The SAE normalises each token.
+    """
+    if sae.token_norm != "none":
+        raise refuse(sae, library, f"has no normalize_activations={sae.token_norm}")
+    return sae.folded()
+
+
 def finished(sae: SAE, weights: Mapping[str, Tensor], names: Mapping[str, str] | None = None) -> dict[str, Tensor]:
     """Give float64 weights the SAE's type, and the names and sides of another library.
 

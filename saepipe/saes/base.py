@@ -170,7 +170,7 @@ class SAE(Stored, nn.Module, ABC):
         return reconstruction * moments.scale + moments.shift
 
     def forward(self, x: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_out"]:
-        """Encode and decode; with `use_error_term`, what is lacking is added, held fixed."""
+        """Encode and decode; with `use_error_term`, what an autoencoder lacks is added, held fixed."""
         reconstruction = self.decode(self.encode(x), x)
         if self.use_error_term and not self.is_transcoder:
             reconstruction = reconstruction + (self._joined(x) - reconstruction).detach()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 _OPTIONAL = ("neuronpedia_id", "model_from_pretrained_kwargs", "hook_head_index", "hook_name_out", "seqpos_slice")
+"""Names that SAELens's metadata always has; those that nothing was said of are None here, as they are there."""
 
 
 class Metadata(dict[str, Any]):
@@ -52,7 +53,7 @@ class Stored:
 
     cfg: Any
     use_error_term: bool = False
-    """Add, in `forward` and where it is attached to a model, what it does not reconstruct, held fixed."""
+    """Add, in an autoencoder's `forward` and where it is attached to a model, what it lacks, held fixed."""
     log_sparsity: Float[Tensor, " d_sae"] | None = None
     """log10 of the fraction of tokens on which each latent fired, where the export has it."""
 
@@ -144,12 +145,10 @@ class Stored:
         Returns:
             The files of the weights and of the configuration.
         """
-        from saepipe.formats import saelens
+        from saepipe.formats import saelens, save
 
         path = Path(path).expanduser()
-        if sparsity is None and self.log_sparsity is not None:
-            sparsity = 10**self.log_sparsity
-        saelens.save(self, path, metadata=self.metadata, sparsity=sparsity)
+        save(self, path, sparsity=sparsity)
         return path / saelens.WEIGHTS, path / saelens.CONFIG
 
 
