@@ -6,6 +6,7 @@ either: after a long pause two processes may both believe that they own the same
 result does not depend on who does it, or how often.
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -76,8 +77,7 @@ class Claims:
             found = path.read_bytes()
             if self._stale(path, found):
                 self._remove(path, found)
-        signed = {"host": socket.gethostname(), "id": processes.host(), "process": os.getpid()}
-        mine = json.dumps(signed | {"claim": secrets.token_hex(8)}).encode()
+        mine = self._signed()
         if not self._create(path, mine):
             return False
         with self._lock:
@@ -89,6 +89,11 @@ class Claims:
         with self._lock:
             mine = self._mine.pop(name)
         self._remove(self._folder / name, mine)
+
+    def _signed(self) -> bytes:
+        """Write down this process as an owner, in words that no other claim has."""
+        owner = {"host": socket.gethostname(), "id": processes.host(), "process": os.getpid()}
+        return json.dumps(owner | {"claim": secrets.token_hex(8)}).encode()
 
     def _create(self, path: Path, content: bytes) -> bool:
         """Make a claim's file, which is never seen without its owner in it; False where there is one."""
@@ -110,15 +115,26 @@ class Claims:
         return True
 
     def _remove(self, path: Path, content: bytes) -> None:
-        """Remove a claim, unless it is another one by now."""
+        """Remove a claim, unless it is another one by now.
+
+        Of all that want to remove the same claim, one may: while a second one moved what it no longer knows out of the
+        way, a third could claim the thing besides its new owner.
+        """
+        removing = self._folder / f".{path.name}-{hashlib.sha256(content).hexdigest()[:16]}"
+        with suppress(OSError):  # nobody removes it
+            if self._stale(removing, removing.read_bytes()):
+                removing.unlink()
+        if not self._create(removing, self._signed()):
+            return
         hidden = self._hidden()
         with suppress(OSError):
             if path.read_bytes() == content:
                 path.rename(hidden)
                 if hidden.read_bytes() != content:  # made in this moment: put it back
                     os.link(hidden, path)
-        with suppress(OSError):
-            hidden.unlink()
+        for mine in (hidden, removing):
+            with suppress(OSError):
+                mine.unlink()
 
     def _hidden(self) -> Path:
         return self._folder / f".{secrets.token_hex(8)}"

@@ -215,6 +215,35 @@ def test_a_claim_that_another_process_makes_while_a_stale_one_is_removed_is_kept
     assert (tmp_path / "a").read_text() == signed(process=13)
 
 
+@pytest.mark.parametrize("remover", ["at work", "killed"])
+def test_one_alone_removes_a_stale_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remover: str) -> None:
+    rename, taken = Path.rename, []
+
+    def slow(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        taken.append(second.take("a"))
+        if remover == "killed":
+            raise KeyboardInterrupt
+        rename(path, target)
+        taken.append(third.take("a"))
+        return target
+
+    forge(tmp_path, "a", signed(), age_s=claims.STALE_S + 1)
+    with Claims(tmp_path) as first, Claims(tmp_path) as second, Claims(tmp_path) as third:
+        monkeypatch.setattr(Path, "rename", slow)
+        if remover == "killed":
+            with pytest.raises(KeyboardInterrupt):
+                first.take("a")
+            (marker,) = tmp_path.glob(".a-*")
+            assert not second.take("a")
+            os.utime(marker, (time.time() - claims.STALE_S - 1,) * 2)
+            assert second.take("a")
+        else:
+            taken.append(first.take("a"))
+            assert sum(taken) == 1
+    assert not tmp_path.exists()
+
+
 def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
