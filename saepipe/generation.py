@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saepipe import not_taken
 from saepipe.activations import BridgeHooks, Hooks
 from saepipe.errors import UserError
 from saepipe.hooking import ForwardPass, FunctionsAt, Put
@@ -51,6 +52,7 @@ class Generates(Prompts):
         verbose: bool = False,
         fwd_hooks: FunctionsAt = (),
         seed: int | None = None,
+        **others: Any,
     ) -> Generated:
         """Extend prompts, with everything that is attached to the model in place at every step.
 
@@ -73,6 +75,7 @@ class Generates(Prompts):
             verbose: Show a bar.
             fwd_hooks: Functions at hook points, beside those that are there already; see `hooks`.
             seed: Makes the choice repeatable; None draws anew.
+            **others: Arguments of TransformerLens' that have no meaning here, which say what to do instead.
 
         Returns:
             Prompts and what follows; text without the beginning-of-sequence token, and up to its end.
@@ -80,6 +83,7 @@ class Generates(Prompts):
         Raises:
             UserError: Prompt and new tokens are longer than the context, or a value has no meaning.
         """
+        not_taken.refuse("generate", others, not_taken.GENERATE, _OWN)
         if return_type not in ("input", "str", "tokens"):
             raise UserError(f"return_type={return_type} is not known; give input, str or tokens")
         sampling = Sampling(do_sample, temperature, top_k, top_p, freq_penalty)
@@ -162,6 +166,9 @@ class Generates(Prompts):
         longest = max(len(row) for row in rows)
         padded = [[*[self.padding_id] * (longest - len(row)), *row] if len(row) < longest else row for row in rows]
         return torch.tensor(padded, device=self._hooks.device)
+
+
+_OWN = [name for name in Generates.generate.__annotations__ if name not in ("others", "return")]
 
 
 def _ended(row: list[int], length: int, ends: Sequence[int]) -> list[int]:

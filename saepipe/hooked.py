@@ -14,7 +14,7 @@ The weights are frozen (but those of a model that was loaded elsewhere), and unl
 passed any hook point, or by an SAE's latents.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saepipe import outputs
-from saepipe.activation_cache import ActivationCache
+from saepipe import not_taken, outputs
 from saepipe.activations import BridgeHooks, Hooks, embedding_device
 from saepipe.attached import AttachedSAEs
+from saepipe.caching import Caches
 from saepipe.errors import UserError
 from saepipe.generation import Generates
 from saepipe.hooking import ForwardPass, FunctionsAt, Hook, Put, Where
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class HookedSAETransformer(AttachedSAEs, Generates, Opens):
+class HookedSAETransformer(AttachedSAEs, Caches, Generates, Opens):
     """A language model with functions and SAEs at its hook points.
 
     Use `from_pretrained`, `from_pretrained_no_processing` or `load_model`. Attributes that are not here are those of
@@ -128,6 +128,7 @@ class HookedSAETransformer(AttachedSAEs, Generates, Opens):
         loss_per_token: bool = False,
         prepend_bos: bool | None = None,
         stop_at_layer: int | None = None,
+        **others: Any,
     ) -> Tensor | Output | None:
         """Run the model, with everything that is attached to it.
 
@@ -139,10 +140,12 @@ class HookedSAETransformer(AttachedSAEs, Generates, Opens):
             prepend_bos: Whether text begins with the beginning-of-sequence token; None is the model's habit.
             stop_at_layer: Run the blocks before this one only, counted from the end if negative, and return the
                 residual stream there.
+            **others: Arguments of TransformerLens' that have no meaning here, which say what to do instead.
 
         Raises:
             UserError: The input is empty or too long, a hook or SAE does not fit, or a value has no meaning.
         """
+        not_taken.refuse("forward", others, not_taken.FORWARD, _OWN)
         outputs.check(return_type)
         batch = self.read(input, prepend_bos=prepend_bos)
         out = self._run(batch.ids, stop_at_layer)
@@ -220,13 +223,56 @@ class HookedSAETransformer(AttachedSAEs, Generates, Opens):
             if reset_hooks_end:
                 self._puts = before
 
-    def add_hook(self, name: Where, hook: Callable[..., Any], dir: str = "fwd") -> None:
-        """Put a function at a hook point until `reset_hooks`; `dir="bwd"` sees gradients."""
-        self._puts = [*self._puts, Put(name, hook, backward=dir == "bwd")]
+    def add_hook(
+        self,
+        name: Where,
+        hook: Callable[..., Any],
+        dir: str = "fwd",
+        is_permanent: bool = False,
+        prepend: bool = False,
+    ) -> None:
+        """Put a function at a hook point until `reset_hooks`.
 
-    def reset_hooks(self) -> None:
-        """Take off all functions, and forget what they kept; SAEs stay."""
-        self._puts, self._points = [], {}
+        Args:
+            name: As in `hooks`.
+            hook: As in `hooks`.
+            dir: `fwd`, or `bwd` for a function that sees gradients.
+            is_permanent: Leave it there in `reset_hooks`.
+            prepend: Call it before the functions that are there already.
+
+        Raises:
+            UserError: No such direction; that there is no such hook point is said when the model runs.
+        """
+        if dir not in ("fwd", "bwd"):
+            raise UserError(f"dir={dir} is no direction of a hook; give fwd or bwd")
+        put = Put(name, hook, backward=dir == "bwd", permanent=is_permanent)
+        self._puts = [put, *self._puts] if prepend else [*self._puts, put]
+
+    def add_perma_hook(self, name: Where, hook: Callable[..., Any], dir: str = "fwd") -> None:
+        """Put a function at a hook point that stays in `reset_hooks`; see `add_hook`."""
+        self.add_hook(name, hook, dir, is_permanent=True)
+
+    def reset_hooks(
+        self, clear_contexts: bool = True, direction: str | None = "both", including_permanent: bool = False
+    ) -> None:
+        """Take off functions; SAEs stay.
+
+        Args:
+            clear_contexts: Forget what functions kept in `hook.ctx`.
+            direction: `fwd`, `bwd` or `both`.
+            including_permanent: Take off those of `add_perma_hook` too.
+
+        Raises:
+            UserError: No such direction.
+        """
+        if direction not in ("fwd", "bwd", "both", None):
+            raise UserError(f"direction={direction} is none of hooks; give fwd, bwd or both")
+        others = {"fwd": True, "bwd": False}.get(direction or "both")
+        self._puts = [
+            put for put in self._puts if (put.permanent and not including_permanent) or put.backward is others
+        ]
+        if clear_contexts:
+            self._points = {}
 
     def run_with_hooks(
         self,
@@ -241,51 +287,8 @@ class HookedSAETransformer(AttachedSAEs, Generates, Opens):
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end):
             return self.forward(input, return_type, **keys)
 
-    def run_with_cache(
-        self,
-        input: Input,
-        return_type: str | None = "logits",
-        names_filter: Where | Sequence[str] | None = None,
-        stop_at_layer: int | None = None,
-        remove_batch_dim: bool = False,
-        return_cache_object: bool = True,
-        device: str | torch.device | None = None,
-        prepend_bos: bool | None = None,
-        loss_per_token: bool = False,
-    ) -> tuple[Tensor | Output | None, ActivationCache | dict[str, Tensor]]:
-        """Run the model and keep what passes its hook points, detached from gradients.
 
-        Args:
-            input: As in `forward`.
-            return_type: As in `forward`.
-            names_filter: Names to keep, or what says of a name whether to keep it; None keeps all that have names of
-                TransformerLens, and those of SAEs.
-            stop_at_layer: As in `forward`.
-            remove_batch_dim: Drop the batch's axis, where it is of one prompt.
-            return_cache_object: Give an `ActivationCache`, else a dictionary.
-            device: Where to keep them; None is where they are.
-            prepend_bos: As in `forward`.
-            loss_per_token: As in `forward`.
-        """
-        kept: dict[str, Tensor] = {}
-
-        def record(passing: ForwardPass) -> None:
-            if names_filter is None or callable(names_filter):
-                names = passing.find(names_filter or (lambda name: True))
-            else:
-                wanted = [names_filter] if isinstance(names_filter, str) else names_filter
-                names = [name for each in wanted for name in passing.find(each)]
-            passing.record(names, kept, lambda found: found.detach().clone().to(device or found.device))
-
-        outputs.check(return_type)
-        batch = self.read(input, prepend_bos=prepend_bos)
-        out: Any = self._run(batch.ids, stop_at_layer, record)
-        if stop_at_layer is None:
-            out = outputs.output(out, batch, return_type, loss_per_token=loss_per_token)
-        cache = ActivationCache(kept, self.model)
-        if remove_batch_dim:
-            cache.remove_batch_dim()
-        return out, cache if return_cache_object else cache.cache_dict
+_OWN = [name for name in HookedSAETransformer.forward.__annotations__ if name not in ("others", "return")]
 
 
 def _hf_model(hooks: Hooks) -> Any:

@@ -47,6 +47,8 @@ class Put(NamedTuple):
     function: Callable[..., Any]
     """`function(activations, hook=hook)` returns what replaces them, or None; of a backward one, gradients."""
     backward: bool = False
+    permanent: bool = False
+    """Whether it stays where functions are taken off."""
 
 
 class ForwardPass:
@@ -88,19 +90,27 @@ class ForwardPass:
                 step = _step(shown(name, step, self._shape, self._hooks.device))
             self._add(name, step)
 
-    def record(self, names: Iterable[str], into: dict[str, Tensor], keep: Callable[[Tensor], Tensor]) -> None:
+    def record(
+        self,
+        names: Iterable[str],
+        into: dict[str, Tensor],
+        keep: Callable[[str, Tensor], Tensor],
+        *,
+        gradients: bool = False,
+    ) -> None:
         """Record what passes hook points, once for all names of one.
 
         Args:
             names: Their names.
             into: Name -> what `keep` made of the activations.
-            keep: Called with the activations.
+            keep: Called with a name and the activations.
+            gradients: Record the gradients too, once they are known, as `<name>_grad`.
         """
         points: dict[Hashable, list[str]] = {}
         for name in names:
             points.setdefault((self._key(name), split_head(name)[1]), []).append(name)
         for alike in points.values():
-            self._add(alike[0], self._recorder(alike, into, keep))
+            self._add(alike[0], self._recorder(alike, into, keep, gradients))
 
     def splice(self) -> None:
         """Put the SAEs in place."""
@@ -197,13 +207,18 @@ class ForwardPass:
             found = step(found)
         return found
 
-    def _recorder(self, names: list[str], into: dict[str, Tensor], keep: Callable[[Tensor], Tensor]) -> Step:
+    def _recorder(
+        self, names: list[str], into: dict[str, Tensor], keep: Callable[[str, Tensor], Tensor], gradients: bool
+    ) -> Step:
         one_head = split_head(names[0])[1] is not None and names[0] not in self._at_saes
 
+        def kept(found: Tensor, ending: str = "") -> None:
+            seen = keep(names[0], per_token(names[0], found, self._shape) if one_head else found)
+            into.update(dict.fromkeys((name + ending for name in names), seen))
+
         def step(found: Tensor) -> Tensor:
-            kept = keep(per_token(names[0], found, self._shape) if one_head else found)
-            into.update(dict.fromkeys(names, kept))
-            return found
+            kept(found)
+            return _differentiated(found, lambda gradient: kept(gradient, "_grad")) if gradients else found
 
         return step
 
@@ -230,11 +245,20 @@ def _backward(function: Callable[..., Any], hook: Hook) -> Step:
         return replaced[0] if isinstance(replaced, tuple) else replaced
 
     def step(found: Tensor) -> Tensor:
-        if found.requires_grad:
-            found.register_hook(on_gradient)
-        return found
+        return _differentiated(found, on_gradient)
 
     return step
+
+
+def _differentiated(found: Tensor, on_gradient: Callable[[Tensor], Tensor | None]) -> Tensor:
+    """Return activations whose gradient a function sees: another view where `found` is one, which would stay unused.
+
+    Heads apart are such a view. Other activations stay as they are: what a hook changes, TransformerLens computes anew.
+    """
+    if found.requires_grad:
+        found = found.view_as(found) if found._is_view() else found
+        found.register_hook(on_gradient)
+    return found
 
 
 def _step(function: HookFunction) -> Step:

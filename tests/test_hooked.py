@@ -173,6 +173,101 @@ def test_a_cache_is_of_what_functions_made(model: HookedSAETransformer) -> None:
     assert all(bool((found == 1).all()) for found in cache.values())
 
 
+@pytest.mark.parametrize(
+    ("asked", "places"),
+    [
+        (-1, 8),
+        ((2, 5), slice(2, 5)),
+        (slice(0, None, 3), slice(0, None, 3)),
+        ([7, 1], [7, 1]),
+        (torch.tensor([4]), [4]),
+    ],
+)
+def test_a_cache_of_some_positions(model: HookedSAETransformer, asked: Any, places: Any) -> None:
+    names = [HOOK, "blocks.1.attn.hook_z"] + ["blocks.0.attn.hook_pattern"] * model.has_all_hooks
+    whole = model.run_with_cache(IDS, names_filter=names)[1]
+    some = model.run_with_cache(IDS, names_filter=names, pos_slice=asked)[1]
+    for name in names:
+        expected = whole[name][:, :, places] if "pattern" in name else whole[name][:, places]
+        torch.testing.assert_close(some[name], expected, atol=0, rtol=0)
+
+
+def test_a_cache_with_gradients(model: HookedSAETransformer) -> None:
+    seen: dict[str, Tensor] = {}
+    names = [HOOK, "blocks.1.attn.hook_z.head.2"]
+    points = [HOOK, "blocks.1.attn.hook_z"]
+    with model.hooks(bwd_hooks=[(name, lambda grad, hook: seen.update({hook.name: grad.clone()})) for name in points]):
+        model(IDS, return_type="loss").backward()
+    seen[names[1]] = seen.pop(points[1]).view(2, 9, 4, -1)[:, :, 2]
+    loss, cache = model.run_with_cache(IDS, return_type="loss", names_filter=names, incl_bwd=True, pos_slice=(1, 4))
+    assert set(cache) == {*names, *(f"{name}_grad" for name in names)}
+    assert loss.ndim == 0
+    for name in names:
+        assert cache[f"{name}_grad"].shape == cache[name].shape
+        torch.testing.assert_close(cache[f"{name}_grad"], seen[name][:, 1:4], atol=1e-7, rtol=1e-4)
+        assert seen[name].abs().max() > 0
+    with pytest.raises(UserError, match=r'incl_bwd=True differentiates one number; give return_type="loss"'):
+        model.run_with_cache(IDS, incl_bwd=True)
+    with torch.no_grad(), pytest.raises(UserError, match=r"incl_bwd=True needs gradients, which torch.no_grad"):
+        model.run_with_cache(IDS, return_type="loss", incl_bwd=True)
+
+
+def test_permanent_functions_and_those_in_front(model: HookedSAETransformer) -> None:
+    order: list[str] = []
+    model.add_hook(HOOK, lambda found, hook: order.append("late"))
+    model.add_hook(HOOK, lambda found, hook: order.append("early"), prepend=True)
+    model.add_perma_hook(HOOK, lambda found, hook: order.append("always"))
+    model.add_hook(HOOK, lambda grad, hook: order.append("gradient"), dir="bwd")
+    model(IDS, return_type="loss").backward()
+    assert order == ["early", "late", "always", "gradient"]
+    model.reset_hooks(direction="fwd")
+    order.clear()
+    model(IDS, return_type="loss").backward()
+    assert order == ["always", "gradient"]
+    model.reset_hooks()
+    order.clear()
+    model(IDS, return_type="loss").backward()
+    assert order == ["always"]
+    model.reset_hooks(including_permanent=True)
+    order.clear()
+    model(IDS)
+    assert not order
+    with pytest.raises(UserError, match=r"direction=forwards is none of hooks; give fwd, bwd or both"):
+        model.reset_hooks(direction="forwards")
+    with pytest.raises(UserError, match=r"dir=up is no direction of a hook; give fwd or bwd"):
+        model.add_hook(HOOK, print, dir="up")
+
+
+def test_arguments_of_transformer_lens_that_are_not_taken(model: HookedSAETransformer) -> None:
+    expected = model(IDS)
+    given = {"attention_mask": None, "past_kv_cache": None, "padding_side": "right"}
+    torch.testing.assert_close(model(IDS, **given), expected, atol=0, rtol=0)
+    with pytest.raises(UserError, match=r"forward: attention_mask is not taken; prompts of unequal length are padded"):
+        model(IDS, attention_mask=torch.ones(2, 9))
+    with pytest.raises(UserError, match=r"run_with_cache: argument=name_filter is not known; did you mean"):
+        model.run_with_cache(IDS, name_filter=HOOK)
+    with pytest.raises(UserError, match=r"generate: padding_side=left is not taken"):
+        model.generate(IDS, padding_side="left")
+    with pytest.raises(UserError, match=r"forward: argument=stop_at_layr is not known; did you mean stop_at_layer"):
+        model(IDS, stop_at_layr=1)
+
+
+@pytest.mark.parametrize("ways", ["from_pretrained", "from_pretrained_no_processing"])
+def test_the_bridge_around_a_model_that_is_loaded_already(folder: Path, ways: str) -> None:
+    expected = getattr(HookedSAETransformer, ways)(str(folder), device="cpu")(IDS)
+    given = {"hf_model": AutoModelForCausalLM.from_pretrained(folder), "default_prepend_bos": False}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for name, more in (("mine", {"tokenizer": tokenizer}), (str(folder), {})):
+        given["hf_model"] = AutoModelForCausalLM.from_pretrained(folder)
+        found = getattr(HookedSAETransformer, ways)(name, device="cpu", **given, **more)
+        torch.testing.assert_close(found(IDS), expected, atol=1e-5, rtol=1e-5)
+        assert (found.model_name, found.default_prepend_bos) == (name, False)
+    with pytest.raises(UserError, match=r"from_pretrained: checkpoint_index=3 is not taken; give the revision"):
+        getattr(HookedSAETransformer, ways)(str(folder), checkpoint_index=3)
+    with pytest.raises(UserError, match=r"from_pretrained: argument=devise is not known; did you mean device"):
+        getattr(HookedSAETransformer, ways)(str(folder), devise="cpu")
+
+
 @pytest.mark.parametrize(("stop", "block"), [(0, 0), (2, 2), (3, 3), (-1, 2)])
 def test_stopping_at_a_layer(model: HookedSAETransformer, stop: int, block: int) -> None:
     name = f"blocks.{block}.hook_resid_pre" if block < 3 else "blocks.2.hook_resid_post"

@@ -26,6 +26,8 @@ HYDRA = {"hydra", "omegaconf"}
 # The first row that fits counts.
 ROOMS: dict[str, tuple[int, set[str]]] = {
     "errors": (0, set()),
+    "not_taken": (1, set()),
+    "caching": (3, TENSORS),
     "keys": (0, set()),
     "config": (0, set()),
     "cluster": (0, set()),

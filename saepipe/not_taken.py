@@ -1,0 +1,69 @@
+"""What TransformerLens' and SAELens's own classes take and ours do not, and what to do instead."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from saepipe.errors import UserError, unknown
+
+_PADDING = "prompts of unequal length are padded on the right and computed as if each were alone; leave it out"
+_CHECKPOINT = 'give the revision that the checkpoint has on the hub, such as revision="step1000"'
+_QUANTISED = "load the model with transformers, and give it as hf_model, or to load_model"
+
+FORWARD = {
+    "attention_mask": _PADDING,
+    "padding_side": _PADDING,
+    "tokens": "give the token ids as the input",
+    "start_at_layer": "put a function that returns the residual stream at blocks.N.hook_resid_pre",
+    "past_kv_cache": "generate keeps keys and values by itself where that is exact",
+    "shortformer_pos_embed": "models of that kind are not read here",
+}
+"""Arguments of `forward` -> what to do instead."""
+CACHE = FORWARD | {"cache": "the cache that is returned is the same"}
+"""Arguments of `run_with_cache`."""
+GENERATE = FORWARD | {
+    "num_return_sequences": "give the prompt as often as you want it extended",
+    "output_logits": "run the model on the tokens that are returned",
+    "return_dict_in_generate": "run the model on the tokens that are returned",
+    "streamer": "verbose=True shows a bar",
+}
+"""Arguments of `generate`."""
+OPEN = {
+    "checkpoint_index": _CHECKPOINT,
+    "checkpoint_value": _CHECKPOINT,
+    "checkpoint_label": _CHECKPOINT,
+    "default_padding_side": _PADDING,
+    "first_n_layers": "use stop_at_layer when the model runs",
+    "n_ctx": "the context is the model's own; a shorter prompt needs nothing",
+    "move_to_device": "give device",
+    "refactor_factored_attn_matrices": "it changes no activations of a hook that an SAE reads; leave it out",
+    "torch_dtype": "give dtype",
+    "cache_dir": "set HF_HOME, which the hub's client reads",
+    "token": "log in with `hf auth login`, or set HF_TOKEN",
+    "load_in_4bit": _QUANTISED,
+    "load_in_8bit": _QUANTISED,
+    "quantization_config": _QUANTISED,
+}
+"""Arguments of `from_pretrained`."""
+
+_NOTHING = {"move_to_device": (True,), "default_padding_side": ("right",), "padding_side": ("right",)}
+"""Names -> values, beside None and False, that ask for what is done anyway."""
+
+
+def refuse(caller: str, given: Mapping[str, Any], elsewhere: Mapping[str, str], known: Iterable[str]) -> None:
+    """Refuse what a method was given beside its own arguments, unless it asks for nothing.
+
+    Args:
+        caller: Name of the method.
+        given: The further arguments.
+        elsewhere: Arguments that another library's method has -> what to do instead.
+        known: Names of the method's own arguments, for close matches.
+
+    Raises:
+        UserError: There is one.
+    """
+    for name, value in given.items():
+        if name not in elsewhere:
+            raise unknown(f"{caller}: argument", name, known)
+        if value is not None and value is not False and value not in _NOTHING.get(name, ()):
+            shown = f"={value}" if isinstance(value, str | int | float) else ""  # not a tensor, nor a model
+            raise UserError(f"{caller}: {name}{shown} is not taken; {elsewhere[name]}")
