@@ -49,8 +49,9 @@ test-gpu: $(READY) ## Run training, kernels and models on a CUDA device (fails w
 peers: $(PEERS)/installed ## Compare losses, formats and figures with SAELens, dictionary_learning and sparsify, in an environment of its own
 	$(PEERS)/bin/python -m pytest -q tests/peers $(ARGS)
 
+# Apart from the peers' tests (`make peers`): nnsight, which one of them imports, patches torch's own classes.
 test-tl3: $(PEERS)/installed ## Run the tests in the peers' environment, which has TransformerLens 3.9
-	$(PEERS)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(PEERS)/bin/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/peers $(ARGS)
 
 ground-truth: $(PEERS)/installed ## Train on samples of known features beside SAELens, and print the table of docs/ground_truth.md
 	$(PEERS)/bin/python docs/ground_truth.py $(ARGS)

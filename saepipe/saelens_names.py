@@ -6,12 +6,12 @@ TRANSLATED and RULES say which keys a name stands for, IGNORED why some names ha
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from saepipe import saes
 from saepipe.errors import UserError, unknown
 from saepipe.hook_names import with_head
+from saepipe.model_names import hub_id
 
 log = logging.getLogger(__name__)
 
@@ -134,18 +134,6 @@ def _hook(name: str, values: Values) -> dict[str, Any]:
     return {"model.hooks": [with_head(hook, values.get("hook_head_index"))]}
 
 
-def _model(name: str, values: Values) -> dict[str, Any]:
-    """Find the hub's name behind one of TransformerLens's, such as gpt2-small."""
-    if name == "demo" or "/" in name or Path(name).exists():
-        return {"model.name": name}
-    from transformer_lens import supported_models
-
-    try:
-        return {"model.name": supported_models.get_official_model_name(name)}
-    except ValueError:
-        return {"model.name": name}
-
-
 def _model_options(options: dict[str, Any], values: Values) -> dict[str, Any]:
     known = {"dtype": "dtype", "torch_dtype": "dtype"} | {
         name: name for name in ("n_devices", "device_map", "revision", "trust_remote_code")
@@ -193,7 +181,7 @@ def _exclude(given: bool | list[int], values: Values) -> dict[str, Any]:
 
 
 RULES: dict[str, Callable[[Any, Values], dict[str, Any]]] = {
-    "model_name": _model,
+    "model_name": lambda name, values: {"model.name": hub_id(name)},
     "model_from_pretrained_kwargs": _model_options,
     "hook_name": _hook,
     "hook_layer": lambda layer, values: {},  # in _hook
