@@ -19,6 +19,7 @@ from saepipe.config import DataConfig
 from saepipe.edits import per_token
 from saepipe.encoding import Encoder
 from saepipe.errors import UserError
+from saepipe.formats import check_device
 from saepipe.hook_names import split_head, with_head
 from saepipe.in_memory import ANY_COLUMN, source_of
 from saepipe.token_store import ordinary
@@ -113,6 +114,7 @@ class ActivationsStore:
             model.check_hooks(self.hook_names)
             model.check_context(self.context_size)
         self.device = torch.device(device if device is not None else _device_of(model))
+        check_device(self.device)
         self._encoder = Encoder(self.source.data, model.tokenizer, _vocab_size(model))
         positions = np.arange(self.context_size)
         self._kept = np.isin(positions, positions[slice(*seqpos_slice)])

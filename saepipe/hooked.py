@@ -27,6 +27,7 @@ from saepipe.activations import BridgeHooks, Hooks, embedding_device
 from saepipe.attached import AttachedSAEs
 from saepipe.caching import Caches
 from saepipe.errors import UserError
+from saepipe.formats import check_device
 from saepipe.generation import Generates
 from saepipe.hooking import ForwardPass, FunctionsAt, Hook, Put, Where
 from saepipe.model_view import HuggingFaceView
@@ -110,7 +111,14 @@ class HookedSAETransformer(AttachedSAEs, Caches, Generates, Opens):
         return self
 
     def to(self, *args: Any, **keys: Any) -> "HookedSAETransformer":
-        """Move the model to a device or a type, as torch's modules are moved."""
+        """Move the model to a device or a type, as torch's modules are moved.
+
+        Raises:
+            UserError: The device is not on this machine.
+        """
+        for given in (*args, *keys.values()):
+            if isinstance(given, str | torch.device):
+                check_device(given)
         self.model.to(*args, **keys)
         self._device = self._hooks.device = embedding_device(self.hf_model)
         return self

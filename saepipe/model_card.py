@@ -74,18 +74,19 @@ def model_card(
         figures = [(words, _shown(metrics[key])) for key, words in _FIGURES.items() if metrics.get(key) is not None]
         parts += ["## Metrics", "On documents that training never saw, special tokens and position 0 left out:"]
         parts.append(_table(figures))
-    parts += ["## How to open it", _code(_opening(format, repo, path))]
+    parts += ["## How to open it", *map(_code, _opening(format, repo, path))]
     if config:
         parts += ["## Configuration", f"Trained with saepipe {saepipe.__version__}:", _code(config.strip(), "yaml")]
     return "\n\n".join(parts) + "\n"
 
 
-def _opening(format: str, repo: str | None, path: str) -> str:
+def _opening(format: str, repo: str | None, path: str) -> list[str]:
+    """Write the code that opens it, with saepipe and with the format's own library."""
     inside = f", {path!r}" if path else ""
     ours = f"from saepipe import SAE\n\nsae = SAE.from_pretrained({(repo or 'the folder')!r}{inside})"
     if format == "saelens" and repo:
-        return f"{ours}\n\nfrom sae_lens import SAE\n\nsae = SAE.from_pretrained({repo!r}, {path or '.'!r})"
-    return f"{ours}\n\n{_OPENED_BY[format].format(folder=repr('the folder'))}"
+        return [ours, f"from sae_lens import SAE\n\nsae = SAE.from_pretrained({repo!r}, {path or '.'!r})"]
+    return [ours, _OPENED_BY[format].format(folder=repr("the folder"))]
 
 
 def _table(rows: list[tuple[str, Any]]) -> str:

@@ -9,16 +9,18 @@ from urllib.parse import quote, urlencode
 from saepipe.errors import UserError
 
 if TYPE_CHECKING:
+    from saepipe.pretrained import Published
     from saepipe.saes.base import SAE
 
 _SITE = "https://www.neuronpedia.org"
 
 
-def page(sae: "SAE | str", latent: int) -> str:
+def page(sae: "SAE | Published | str", latent: int) -> str:
     """Return the address of a latent's page.
 
     Args:
-        sae: An SAE whose metadata has a `neuronpedia_id`, or such an id itself: `gpt2-small/8-res-jb`.
+        sae: An SAE whose metadata has a `neuronpedia_id`, an entry of `saepipe.pretrained.list`, or such an id itself:
+            `gpt2-small/8-res-jb`.
         latent: Number of the latent.
 
     Raises:
@@ -27,7 +29,7 @@ def page(sae: "SAE | str", latent: int) -> str:
     return f"{_SITE}/{quote(_place(sae, [latent]))}/{latent}"
 
 
-def quick_list(sae: "SAE | str", latents: Iterable[int], name: str = "latents") -> str:
+def quick_list(sae: "SAE | Published | str", latents: Iterable[int], name: str = "latents") -> str:
     """Return the address of a list of several latents' pages.
 
     Args:
@@ -44,7 +46,7 @@ def quick_list(sae: "SAE | str", latents: Iterable[int], name: str = "latents") 
     return f"{_SITE}/quick-list/?{urlencode({'name': name, 'features': json.dumps(listed)})}"
 
 
-def open_page(sae: "SAE | str", latents: int | Iterable[int], name: str = "latents") -> str:
+def open_page(sae: "SAE | Published | str", latents: int | Iterable[int], name: str = "latents") -> str:
     """Open a latent's page, or the list of several, in the browser.
 
     Returns:
@@ -55,16 +57,23 @@ def open_page(sae: "SAE | str", latents: int | Iterable[int], name: str = "laten
     return address
 
 
-def _place(sae: "SAE | str", latents: list[int]) -> str:
+def _place(sae: "SAE | Published | str", latents: list[int]) -> str:
     """Return the id of the SAE's pages, after checking that it has the latents."""
-    place = sae if isinstance(sae, str) else sae.metadata.get("neuronpedia_id")
+    from saepipe.pretrained import Published
+
+    place: str | None
+    limit: int | None
+    if isinstance(sae, str):
+        place, known, limit = sae, "", None
+    elif isinstance(sae, Published):
+        place, known, limit = sae.neuronpedia_id, f" of {sae.hook}", sae.width
+    else:
+        place, known, limit = sae.metadata.get("neuronpedia_id"), f" of {sae.metadata.get('hook_name')}", sae.d_sae
     if not place or place.count("/") != 1:
-        known = "" if isinstance(sae, str) else f" of {sae.metadata.get('hook_name')}"
         raise UserError(
             f"neuronpedia_id={place}: the SAE{known} has no pages on Neuronpedia that are known here; give the id "
             "itself, such as gpt2-small/8-res-jb"
         )
-    limit = None if isinstance(sae, str) else sae.d_sae
     for latent in latents:
         if latent < 0 or (limit is not None and latent >= limit):
             raise UserError(f"latent={latent} is not among the {limit} of the SAE; give one from 0 on")

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from saepipe import formats, hub_files
-from saepipe.errors import unknown
+from saepipe.errors import UserError, unknown
 from saepipe.hub import local
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def list(
     release: str | None = None,
     model: str | None = None,
     hook: str | None = None,
+    layer: int | None = None,
     width: int | None = None,
 ) -> Listing:
     """List published SAEs.
@@ -90,6 +91,7 @@ def list(
         release: Name of a release.
         model: Name of a model, also one of its other names (gpt2 and gpt2-small are the same).
         hook: Hook that the SAE reads.
+        layer: Number of the decoder block of that hook.
         width: Number of latents.
 
     Raises:
@@ -104,6 +106,7 @@ def list(
         for one in found
         if (alike is None or one.model in alike)
         and all(getattr(one, key) == value for key, value in asked.items())
+        and (layer is None or f".{layer}." in one.hook)
         and all(word in f"{one.release} {one.sae_id} {one.model} {one.hook}" for word in search.split())
     )
 
@@ -177,6 +180,11 @@ def _find(release: str, sae_id: str | None) -> Published:
         if sae_id is None and len(entries) == 1:
             return entries[0]
         found = next((one for one in entries if one.sae_id == sae_id), None)
+        if found is None and sae_id is None:
+            raise UserError(
+                f"sae_id is missing: release={release} has {len(entries):,} SAEs, such as {entries[0].sae_id}; "
+                f"saepipe.pretrained.list(release={release!r}) lists them"
+            )
         if found is None:
             raise unknown("sae_id", sae_id, [one.sae_id for one in entries], f"It is to be one of release={release}.")
         return found

@@ -12,6 +12,7 @@ there is a key for it; without model_name and dataset_path the demo stands in.
 """
 
 import hashlib
+import inspect
 import logging
 import signal
 from collections.abc import Mapping
@@ -56,6 +57,10 @@ class _Names:
         if name not in given and name not in KNOWN:
             raise AttributeError(f"{type(self).__name__} has no {name}")
         return given.get(name, DEFAULTS.get(name))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was given, and SAELens's defaults where they matter here."""
+        return {**DEFAULTS, **self.all_given()}
 
     def all_given(self) -> dict[str, Any]:
         """What was given."""
@@ -159,6 +164,16 @@ class LanguageModelSAERunnerConfig(_Names):
                 raise UserError(f"{name}={own[name]} differs from {name}={value} inside; give it once")
         return {**nested, **own}
 
+    @property
+    def total_training_tokens(self) -> int:
+        """Tokens to train on, in whole."""
+        return int(self.training_tokens)
+
+    @property
+    def total_training_steps(self) -> int:
+        """Steps of a training batch each."""
+        return self.total_training_tokens // int(self.train_batch_size_tokens)
+
     def to_run_config(self) -> RunConfig:
         """Translate into a configuration of this pipeline.
 
@@ -185,6 +200,20 @@ class LanguageModelSAERunnerConfig(_Names):
         given = {name: value for name, value in self.all_given().items() if name != "l1_coefficient"}
         keys = translate(given, lambda: 0)[0] | self.keys
         return _open(keys).width(keys["model.hooks"][0])
+
+
+def _signed(cls: type[_Names], *first: str) -> None:
+    """Have `help` and editors show the names that a class takes, with the defaults that matter here."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in first]
+        + [inspect.Parameter(name, keyword, default=DEFAULTS.get(name)) for name in sorted(KNOWN)]
+    )
+
+
+for _cls in (LoggingConfig, TrainingSAEConfig):
+    _signed(_cls)
+_signed(LanguageModelSAERunnerConfig, "sae", "logger", "saepipe")
 
 
 class LanguageModelSAETrainingRunner:

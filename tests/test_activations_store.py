@@ -205,6 +205,11 @@ def test_counts_that_are_none_are_refused(model: LanguageModel, name: str, value
         ActivationsStore(model, TEXTS, HOOK, **{**SMALL, name: value})
 
 
+def test_a_device_that_is_not_there_is_refused(model: LanguageModel) -> None:
+    with pytest.raises(UserError, match="device=cuda:77 is not on this machine"):
+        ActivationsStore(model, ["a text"], HOOK, device="cuda:77")
+
+
 def test_no_hook_is_refused(model: LanguageModel) -> None:
     with pytest.raises(UserError, match="hook_name is an empty list"):
         ActivationsStore(model, TEXTS, [], **SMALL)

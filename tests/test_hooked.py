@@ -212,6 +212,13 @@ def test_a_cache_with_gradients(model: HookedSAETransformer) -> None:
         model.run_with_cache(IDS, return_type="loss", incl_bwd=True)
 
 
+def test_a_device_that_is_not_there(plain: HookedSAETransformer) -> None:
+    for given in ("cuda:77", torch.device("cuda:77")):
+        with pytest.raises(UserError, match=r"device=cuda:77 is not on this machine .*; give cpu, or a device that is"):
+            plain.to(given)
+    assert plain.to(torch.float32) is plain.to("cpu")
+
+
 def test_permanent_functions_and_those_in_front(model: HookedSAETransformer) -> None:
     order: list[str] = []
     model.add_hook(HOOK, lambda found, hook: order.append("late"))

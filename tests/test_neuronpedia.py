@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import small_saes
 
-from saepipe import neuronpedia
+from saepipe import neuronpedia, pretrained
 from saepipe.errors import UserError
 from saepipe.saes.base import SAE
 
@@ -22,6 +22,10 @@ def sae() -> SAE:
 def test_a_latent_has_a_page(sae: SAE) -> None:
     assert neuronpedia.page(sae, 12) == "https://www.neuronpedia.org/gpt2-small/8-res-jb/12"
     assert neuronpedia.page("gpt2-small/8-res-jb", 1234).endswith("/gpt2-small/8-res-jb/1234")
+    (entry,) = pretrained.list(release="gpt2-small-res-jb", layer=8)
+    assert neuronpedia.page(entry, 12) == neuronpedia.page(sae, 12)
+    with pytest.raises(UserError, match="latent=24576 is not among the 24576"):
+        neuronpedia.page(entry, 24576)
 
 
 def test_several_latents_have_a_list(sae: SAE, monkeypatch: pytest.MonkeyPatch) -> None:

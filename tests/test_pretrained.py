@@ -98,7 +98,7 @@ def test_unknown_names_are_answered_with_close_ones() -> None:
         pretrained.load("gpt2-small-res-jp")
     with pytest.raises(UserError, match=r"did you mean blocks\.8\.hook_resid_pre"):
         pretrained.load(RELEASE, "blocks.8.hook_resid_pr")
-    with pytest.raises(UserError, match="sae_id=None is not known"):
+    with pytest.raises(UserError, match=r"sae_id is missing: release=gpt2-small-res-jb has 13 SAEs, such as blocks"):
         pretrained.load(RELEASE)
     with pytest.raises(UserError, match="release=gemma-scope"):
         pretrained.list(release="gemma-scope")
@@ -118,6 +118,7 @@ def test_releases_are_listed_with_what_is_known_of_them() -> None:
     assert [one.path for one in pretrained.list(release="gemma-2b-res", hook="blocks.6.hook_resid_post")] == [
         "gemma_2b_blocks.6.hook_resid_post_16384_anthropic_fast_lr"
     ]
+    assert [one.sae_id for one in pretrained.list(release=RELEASE, layer=8)] == [SAE_ID]
     scope = pretrained.list(release="llama_scope_lxr_8x")
     assert (len(scope), scope[31].path, scope[31].width) == (32, "Llama3_1-8B-Base-L31R-8x", 32768)
     lines = str(pretrained.list(release=RELEASE)).splitlines()

@@ -1,6 +1,8 @@
 """SAELens's training code: every name has its effect or is said to have none, and runs end in an SAE and metrics."""
 
 import copy
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +318,44 @@ def test_names_are_at_the_front_door() -> None:
     assert saepipe.ActivationsStore is ActivationsStore
     assert saepipe.TrainingSAE is saepipe.SAE
     assert len(KNOWN) == len(set(KNOWN))
+
+
+def test_names_that_are_elsewhere_say_what_to_use() -> None:
+    with pytest.raises(ImportError, match=r"saepipe has no run_evals; use saepipe.evaluate.evaluate"):
+        from saepipe import run_evals  # noqa: F401
+    with pytest.raises(ImportError, match=r"saepipe has no JumpReLUSAE; use SAE: it opens every architecture"):
+        from saepipe import JumpReLUSAE  # noqa: F401
+    with pytest.raises(ImportError, match=r"cannot import name 'Sae' from 'saepipe'"):
+        from saepipe import Sae  # noqa: F401
+
+
+def test_a_configuration_shows_its_names_and_says_what_it_holds() -> None:
+    shown = inspect.signature(LanguageModelSAERunnerConfig).parameters
+    assert [*shown][:3] == ["sae", "logger", "saepipe"]
+    assert {*shown} == {"sae", "logger", "saepipe", *KNOWN}
+    assert shown["context_size"].default == 128
+    config = LanguageModelSAERunnerConfig(sae=TopKTrainingSAEConfig(k=4), training_tokens=10_000)
+    assert (config.total_training_tokens, config.total_training_steps) == (10_000, 2)
+    found = config.to_dict()
+    assert (found["k"], found["architecture"], found["context_size"]) == (4, "topk", 128)
+
+
+def test_the_page_for_those_who_come_from_saelens_is_true() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "coming_from_saelens.md").read_text()
+    imports = page.split("## Imports")[1].split("##")[0]
+    for line in imports.splitlines():
+        if "the same name" in line:
+            for name in re.findall(r"`([A-Za-z]+)`", line):
+                assert hasattr(saepipe, name), name
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(code.partition("runner =")[0], made)
+    found = made["cfg"].to_run_config()
+    assert (found.sae.k, found.model.name, found.store.dtype, found.train.tokens) == (32, "gpt2", "int8", 100_000_000)
+    differ = page.split("What differs")[1].split("##")[0]
+    for name in ("n_batches_in_buffer", "act_store_device", "prefetch_llm_batches", "resume_from_checkpoint"):
+        assert f"`{name}" in differ
+        assert name in IGNORED
 
 
 def test_values_can_be_set_later_as_fields_of_a_dataclass_can() -> None:

@@ -6,12 +6,15 @@ Each `# %%` begins a cell, for editors that run scripts as notebooks.
 
 # %% The model and the SAE
 import sys
+from pathlib import Path
 
 import torch
 
 from saepipe import SAE, HookedSAETransformer, neuronpedia, pretrained
 
 FOLDER = sys.argv[1] if len(sys.argv) > 1 else "runs/demo/sae"
+if not Path(FOLDER).exists():
+    sys.exit(f"{FOLDER} does not exist; run `make demo` first, or give the folder of an SAE")
 PROMPT = "GET /index.html HTTP/1.1"
 
 # A published SAE opens by its names, and brings its layer: SAE.from_pretrained("gpt2-small-res-jb",

@@ -5,12 +5,15 @@ Run `make demo` first (or give another run's SAE): python docs/tutorials/3_steer
 
 # %% The model and the SAE
 import sys
+from pathlib import Path
 
 import torch
 
 from saepipe import SAE, HookedSAETransformer
 
 FOLDER = sys.argv[1] if len(sys.argv) > 1 else "runs/demo/sae"
+if not Path(FOLDER).exists():
+    sys.exit(f"{FOLDER} does not exist; run `make demo` first, or give the folder of an SAE")
 TEXTS = ["GET /index.html HTTP/1.1", "Dear Sir or Madam,", "def add(a, b):", "Once upon a time", "POST /users HTTP/1.1"]
 
 sae = SAE.load(FOLDER)

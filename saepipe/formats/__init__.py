@@ -42,8 +42,25 @@ def detect(path: str | Path) -> str:
     for name in FORMATS:
         if _module(name).recognises(path):
             return name
+    if (path / "sae").is_dir():
+        raise UserError(f"{path} is the folder of a run; give {path / 'sae'}")
     signs = "; ".join(f"{name}: {_module(name).SIGN}" for name in FORMATS)
     raise UserError(f"{path} is no SAE in a format that is known here; give a folder or file with one of {signs}")
+
+
+def check_device(device: "str | torch.device") -> None:
+    """Make sure that a device is there.
+
+    Raises:
+        UserError: It is not.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # of a device that this build of torch lacks, and of no device
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device={device} is not on this machine ({reason}); give cpu, or a device that is") from error
 
 
 def load(
@@ -78,11 +95,7 @@ def load(
         raise UserError(
             f"{path} is in the format {name}, which says itself what it was scaled by; leave norm_scale out"
         )
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # of a device that this build of torch lacks, and of no device
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device={device} is not on this machine ({reason}); give cpu, or a device that is") from error
+    check_device(device)
     options = {} if norm_scale is None else {"norm_scale": norm_scale}
     sae: SAE = _module(name).load(path, device=device, dtype=dtype or torch.float32, **options)
     return sae

@@ -60,22 +60,30 @@ CLASSES = {
 
 
 def recognises(path: Path) -> bool:
-    """Whether dictionary_learning wrote a folder."""
-    return (path / WEIGHTS).is_file()
+    """Whether dictionary_learning wrote a folder, or a file as a checkpoint of its training."""
+    return (path / WEIGHTS).is_file() or _of_checkpoint(path) is not None
+
+
+def _of_checkpoint(path: Path) -> Path | None:
+    """Find the configuration of a file such as `checkpoints/ae_1000.pt`; None where it is no such file."""
+    if not (path.is_file() and re.fullmatch(r"ae(_\d+)?\.pt", path.name)):
+        return None
+    return next((folder / CONFIG for folder in path.absolute().parents[:2] if (folder / CONFIG).is_file()), None)
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> SAE:
     """Open an SAE of dictionary_learning.
 
     Args:
-        path: Folder.
+        path: Folder, or one of the files that its training left as checkpoints.
         device: Where to put it.
         dtype: Type of the weights.
 
     Raises:
         UserError: Something is missing, damaged or unknown, or the file holds more than tensors.
     """
-    config_path, weights_path = reading.find(path, CONFIG, WEIGHTS)
+    of_checkpoint = _of_checkpoint(Path(path))
+    config_path, weights_path = (of_checkpoint, Path(path)) if of_checkpoint else reading.find(path, CONFIG, WEIGHTS)
     config = reading.json_object(config_path)
     trainer = reading.value(config, "trainer", dict, config_path)
     name = reading.value(trainer, "dict_class", str, config_path)

@@ -24,7 +24,7 @@ from saepipe.errors import UserError
 from saepipe.saes import dead, start, token_norm
 from saepipe.saes.config import SAEConfig
 from saepipe.saes.step import Losses, Pass, Step, warm_up
-from saepipe.saes.stored import Metadata, Stored
+from saepipe.saes.stored import Metadata, Name, Stored
 
 __all__ = ["SAE", "Losses", "Pass", "SAEConfig", "Step", "warm_up"]  # what an architecture's file needs
 
@@ -58,7 +58,7 @@ class SAE(Stored, nn.Module, ABC):
         self.is_transcoder = d_out is not None
         self.d_in, self.d_out, self.d_sae = d_in, d_out or d_in, cfg.resolve(d_in)
         self.cfg: Any = copy.copy(cfg)  # Any: each architecture reads its own keys; a copy: it gets this SAE's
-        vars(self.cfg).update(d_in=d_in, d_sae=self.d_sae, metadata=Metadata())
+        vars(self.cfg).update(architecture=Name(cfg.architecture), d_in=d_in, d_sae=self.d_sae, metadata=Metadata())
         self.token_norm = "none"
         """One of TOKEN_NORMS: what another library normalised each token by."""
         self._moments: token_norm.Moments | None = None

@@ -10,6 +10,8 @@ NORMALISATIONS = ("none", "expected_average_only_in")
 MSE_REDUCTIONS = ("sum", "mean")
 B_DEC_INIT_METHODS = ("mean", "geometric_median", "zeros")
 DEAD_METHODS = ("none", "ghost", "resample")
+_OF_THE_SAE = ("device", "dtype", "d_out", "token_norm", "is_transcoder")
+"""What is asked of a configuration in other libraries, and can change in the SAE."""
 
 
 @dataclass
@@ -55,7 +57,8 @@ class SAEConfig(Group, group="sae"):
         metadata = vars(self).get("metadata", {})
         if name in metadata:
             return metadata[name]
-        raise AttributeError(f"the configuration of {type(self).architecture} SAEs has no {name}")
+        cure = f"; the SAE itself knows: sae.{name}" if name in _OF_THE_SAE else ""
+        raise AttributeError(f"the configuration of {type(self).architecture} SAEs has no {name}{cure}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set what an SAE's own copy knows from elsewhere where it is kept."""

@@ -48,6 +48,14 @@ class Metadata(dict[str, Any]):
         return any(asked) if asked else None
 
 
+class Name(str):
+    """A name that may be called for too: `cfg.architecture` is a method in SAELens 6, and was a value before."""
+
+    def __call__(self) -> str:
+        """Return the name."""
+        return str(self)
+
+
 class Stored:
     """The part of an SAE that knows of folders and releases; `sae, cfg_dict, sparsity = sae` takes it apart."""
 
@@ -97,16 +105,36 @@ class Stored:
         sae_id: str | None = None,
         device: str = "cpu",
         dtype: torch.dtype | str = torch.float32,
-        *,
-        revision: str | None = None,
         force_download: bool = False,
+        *,
+        fold_W_dec_norm: bool = False,
+        revision: str | None = None,
+        converter: Any = None,
     ) -> "SAE":
-        """Load a published SAE; see `saepipe.pretrained.load`."""
+        """Load a published SAE; see `saepipe.pretrained.load`.
+
+        Args:
+            release: As there.
+            sae_id: As there.
+            device: As there.
+            dtype: Type of the weights.
+            force_download: As there.
+            fold_W_dec_norm: Give every decoder row norm 1, which changes no output.
+            revision: As there.
+            converter: Not taken: an SAE in a format that is not known here is opened by code of your own.
+
+        Raises:
+            UserError: As there.
+        """
         from saepipe import pretrained
 
+        if converter is not None:
+            raise UserError("converter is not taken; open the SAE with SAELens, save_model it, and give that folder")
         sae: SAE = pretrained.load(
             release, sae_id, device=device, dtype=_dtype(dtype), revision=revision, force_download=force_download
         )
+        if fold_W_dec_norm:
+            sae.fold_W_dec_norm()
         return sae
 
     @classmethod

@@ -90,6 +90,19 @@ def test_does_what_dictionary_learning_does(name: str, threshold: float, tmp_pat
     assert sae.metadata == {"model_name": "gpt2", "context_size": 128, "hook_name": "blocks.3.hook_resid_post"}
 
 
+def test_a_checkpoint_of_training_is_opened_by_its_file(tmp_path: Path) -> None:
+    folder = write(tmp_path, "AutoEncoderTopK", tensors("AutoEncoderTopK"))
+    whole = formats.load(folder)
+    (folder / "checkpoints").mkdir()
+    file = folder / "ae.pt"
+    for name in ("checkpoints/ae_100.pt", "ae_100.pt", "ae.pt"):
+        place = file = file.rename(folder / name)
+        assert formats.detect(place) == "dictionary_learning"
+        assert torch.equal(formats.load(place).encode(data()), whole.encode(data()))
+    (folder / "config.json").unlink()
+    assert formats.detect(folder / "ae.pt") == "openai"  # whose files are of any name
+
+
 def test_k_and_the_groups_are_kept(tmp_path: Path) -> None:
     sae = formats.load(write(tmp_path, "MatryoshkaBatchTopKSAE", tensors("MatryoshkaBatchTopKSAE")))
     assert (sae.cfg.k, sae.inner_widths) == (K, [8, 24])

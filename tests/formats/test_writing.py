@@ -73,6 +73,9 @@ def test_formats_that_are_none_are_named(tmp_path: Path) -> None:
         formats.load(tmp_path, format="gemmascope")
     with pytest.raises(UserError, match=r"no SAE in a format .* sparsify: cfg\.json and sae\.safetensors"):
         formats.detect(tmp_path)
+    (tmp_path / "run" / "sae").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"run is the folder of a run; give .*run/sae"):
+        formats.detect(tmp_path / "run")
     with pytest.raises(UserError, match="does not exist"):
         formats.detect(tmp_path / "nowhere")
 

@@ -73,7 +73,8 @@ def test_saepipe_opens_what_it_trained(name: str, normalize: bool, tmp_path: Pat
     trainer, options = TRAINERS[name]
     settings = {"steps": STEPS, "activation_dim": D_IN, "dict_size": D_SAE, "layer": 3, "lm_name": "gpt2"}
     config = {"trainer": trainer, "device": "cpu", "seed": 0, **settings, **options}
-    trainSAE(Activations(), [config], STEPS, save_dir=str(tmp_path), device="cpu", normalize_activations=normalize)
+    saved = {"save_dir": str(tmp_path), "save_steps": [STEPS - 1]}
+    trainSAE(Activations(), [config], STEPS, device="cpu", normalize_activations=normalize, **saved)
     folder = tmp_path / "trainer_0"
     sae = formats.load(folder)
     if name == "april":  # the loader would rescale the rows of its decoder
@@ -81,6 +82,9 @@ def test_saepipe_opens_what_it_trained(name: str, normalize: bool, tmp_path: Pat
     else:
         theirs, _ = load_dictionary(str(folder), "cpu")
     same(sae, theirs)
+    early = formats.load(folder / "checkpoints" / f"ae_{STEPS - 1}.pt")
+    theirs.load_state_dict(torch.load(folder / "checkpoints" / f"ae_{STEPS - 1}.pt"))
+    same(early, theirs)
     assert sae.metadata == {"model_name": "gpt2", "context_size": 128, "hook_name": "blocks.3.hook_resid_post"}
 
 
