@@ -32,6 +32,8 @@ CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.saf
 # This is the version that the folder was checked against: it opens there, and encodes and decodes the same.
 SAE_LENS_VERSION = "6.54.0"
 SIGN = f"{CONFIG} and {WEIGHTS}"
+SPARSITY_FLOOR = 1e-10
+"""What SAELens adds to a sparsity before it takes the logarithm."""
 _AS_TRAINED = {"batchtopk": "batchtopk", "matryoshka_batchtopk": "matryoshka"}
 """SAELens's names for what only its training checkpoints have (it exports them as jumprelu) -> ours."""
 _THRESHOLDS = {"topk_threshold": "threshold"}
@@ -81,7 +83,7 @@ def save(
             raise UserError(
                 f"sparsity is of {tuple(sparsity.shape)} latents, and the SAE has {sae.d_sae}; give one each"
             )
-        logs = torch.log10(sparsity.detach().to("cpu", torch.float32) + 1e-10)  # SAELens's floor
+        logs = torch.log10(sparsity.detach().to("cpu", torch.float64) + SPARSITY_FLOOR).float()
     files = {
         WEIGHTS: writing.tensors(weights),
         SPARSITY: None if logs is None else writing.tensors({"sparsity": logs}),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import saepipe
-from saepipe import saes
+from saepipe import formats, saes
 from saepipe.errors import UserError
 from saepipe.formats import saelens
 from saepipe.saes.base import SAE
@@ -176,6 +176,14 @@ def test_second_export_replaces_the_first(folder: Path) -> None:
     saelens.save(sae, folder, metadata={})
     assert saelens.load(folder).d_sae == 10
     assert not (folder / "sparsity.safetensors").exists()
+
+
+def test_how_often_latents_fire_stays_as_it_was_from_copy_to_copy(folder: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        copied = tmp_path / f"copy{number}"
+        formats.save(formats.load(folder), copied)
+        assert (copied / "sparsity.safetensors").read_bytes() == (folder / "sparsity.safetensors").read_bytes()
+        folder = copied
 
 
 KILLED = """
