@@ -52,15 +52,15 @@ class SAEConfig(Group, group="sae"):
 
     def __getattr__(self, name: str) -> Any:
         """Find what an SAE's own copy of its configuration knows from elsewhere: `sae.cfg.hook_name`."""
-        metadata = vars(self).get("metadata", {})
-        if name in metadata:
-            return metadata[name]
+        metadata = vars(self).get("metadata")
+        if metadata is not None and metadata.knows(name):
+            return getattr(metadata, name)
         raise AttributeError(f"the configuration of {type(self).architecture} SAEs has no {name}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set what an SAE's own copy knows from elsewhere where it is kept."""
-        metadata = vars(self).get("metadata", {})
-        if name in metadata and name not in vars(self):
+        metadata = vars(self).get("metadata")
+        if metadata is not None and metadata.knows(name) and name not in vars(self):
             metadata[name] = value
         else:
             super().__setattr__(name, value)
