@@ -109,10 +109,16 @@ class AttachedSAEs:
         exclude_special_tokens: Special = False,
     ) -> Iterator[Any]:
         """Attach SAEs for a while; the arguments are those of the class."""
-        before = self._splices
+        before, given = self._splices, [saes] if isinstance(saes, SAE) else list(saes)
         try:
-            for sae in [saes] if isinstance(saes, SAE) else saes:
+            for sae in given:
                 self.add_sae(sae, use_error_term, exclude_special_tokens)
+            in_place = [splice.sae for splice in self._splices]
+            if left_out := [sae for sae in given if not any(sae is other for other in in_place)]:
+                log.warning(
+                    "saes holds several that read or replace one hook: the last is in place; without effect: %s",
+                    ", ".join(self.get_sae_hook_name(sae, "").rstrip(".") for sae in left_out),
+                )
             yield self
         finally:
             if reset_saes_end:

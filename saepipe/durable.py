@@ -146,7 +146,8 @@ def disk_errors(key: str, folder: Path) -> Iterator[None]:
                 f"{key}={folder} has no space left on its disk ({free_mb:.1f} MB free); free some, then run the same "
                 f"command again to go on, or choose another {key}"
             ) from error
-        if error.errno in _REFUSED:
+        # The kernel's own file systems, such as /proc, say of a new folder that it is not there
+        if error.errno in _REFUSED or (error.errno == errno.ENOENT and not folder.exists()):
             raise UserError(
                 f"{key}={folder} cannot be written ({error.strerror}: {error.filename}); choose a folder of your own"
             ) from error

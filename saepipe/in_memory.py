@@ -1,9 +1,10 @@
 """Data that a user has at hand, in memory or by its name, as the source that tokens are made from."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from os import PathLike
 from typing import Any
 
 from saepipe import data_files
@@ -50,8 +51,8 @@ def source_of(dataset: Any, data: DataConfig, *, seed: int, tokens_apart: bool) 
     Raises:
         UserError: There is no such data, no such column, or nothing in it.
     """
-    if dataset is None or isinstance(dataset, str):
-        source = open_source(data if dataset is None else replace(data, path=dataset), seed=seed)
+    if dataset is None or isinstance(dataset, str | PathLike):
+        source = open_source(data if dataset is None else replace(data, path=str(dataset)), seed=seed)
     else:
         source = _in_memory(dataset, data, seed)
     if tokens_apart and source.kind is list and dataset is not None:
@@ -61,6 +62,11 @@ def source_of(dataset: Any, data: DataConfig, *, seed: int, tokens_apart: bool) 
 
 def _in_memory(dataset: Any, data: DataConfig, seed: int) -> Source:
     label = f"a {type(dataset).__name__} in memory"
+    if isinstance(dataset, Mapping) or hasattr(dataset, "columns"):  # a data frame
+        # Going through it would give the names of its columns (or splits), which are texts, too
+        raise UserError(
+            f"dataset={label} has several parts; give one of them, such as dataset[{next(iter(dataset), 'text')!r}]"
+        )
     rows = dataset if hasattr(dataset, "__getitem__") or hasattr(dataset, "column_names") else list(dataset)
     if hasattr(rows, "column_names"):
         names = rows.column_names or list(next(iter(rows), {}))

@@ -230,7 +230,7 @@ class Job:
     def _export(self, at: int, point: Point, folder: Path) -> None:
         """Write an SAE where every tool of the field finds it."""
         config = self.configs[at]
-        metadata = {
+        metadata: dict[str, Any] = {
             "model_name": config.model.name,
             "model_class_name": "HookedTransformer" if config.model.compatibility_mode else "AutoModelForCausalLM",
             "hook_name": self.streams[self.stream_of[at]].hook,
@@ -243,6 +243,9 @@ class Job:
             "dataset_path": config.data.path,
             "exclude_special_tokens": config.data.exclude_special_tokens,
         }
+        if config.stream.positions is not None:
+            first, last = config.stream.positions
+            metadata["seqpos_slice"] = [first, last + 1]
         saelens.save(point.sae, folder, metadata=metadata, sparsity=point.density)
 
     def _finish(self, module: SAEModule, begin: int, seconds: float, device: str) -> None:

@@ -3,7 +3,7 @@
 import json
 import webbrowser
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from saepipe.errors import UserError
@@ -46,13 +46,21 @@ def quick_list(sae: "SAE | Published | str", latents: Iterable[int], name: str =
     return f"{_SITE}/quick-list/?{urlencode({'name': name, 'features': json.dumps(listed)})}"
 
 
-def open_page(sae: "SAE | Published | str", latents: int | Iterable[int], name: str = "latents") -> str:
+def open_page(sae: "SAE | Published | str", latents: Any, name: str = "latents") -> str:
     """Open a latent's page, or the list of several, in the browser.
+
+    Args:
+        sae: As for `page`.
+        latents: A latent's number, an integer of torch's or NumPy's too, or several.
+        name: Title of the list of several.
 
     Returns:
         Its address.
     """
-    address = page(sae, latents) if isinstance(latents, int) else quick_list(sae, latents, name)
+    if isinstance(latents, Iterable) and getattr(latents, "ndim", True):  # a tensor of no axis says that it is one
+        address = quick_list(sae, [int(latent) for latent in latents], name)
+    else:
+        address = page(sae, int(latents))
     webbrowser.open(address)
     return address
 

@@ -266,8 +266,11 @@ class LanguageModelSAETrainingRunner:
         if ignored:
             log.warning("without effect: %s", "; ".join(f"{name} ({why})" for name, why in ignored.items()))
         output_path = self.cfg.all_given().get("output_path")
-        if output_path is not None and Path(output_path).is_file():
-            raise UserError(f"output_path={output_path} is a file; give a folder")
+        if output_path is not None:
+            if Path(output_path).is_file():
+                raise UserError(f"output_path={output_path} is a file; give a folder")
+            with durable.disk_errors("output_path", Path(output_path)):
+                Path(output_path).mkdir(parents=True, exist_ok=True)
         self._check_width(keys)
         source = open_source(config.data, seed=config.store.seed)
         joined = config.data.pack and source.kind is not list  # lists of token ids are contexts

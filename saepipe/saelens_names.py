@@ -268,7 +268,7 @@ def translate(given: Values, d_in: Callable[[], int]) -> tuple[dict[str, Any], d
     for name in (*TRANSLATED, *RULES):
         if name not in values:
             continue
-        value = values[name]
+        value = str(values[name]) if isinstance(values[name], Path) else values[name]
         found = dict.fromkeys(TRANSLATED[name], value) if name in TRANSLATED else RULES[name](value, values)
         why = found.pop("ignored", None)
         if foreign := [key for key in found if key.startswith("sae.") and key not in own]:

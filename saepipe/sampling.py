@@ -59,8 +59,16 @@ class Sampling:
             logits: What the model says of it.
             ids: The tokens so far.
             generator: Source of chance, on the CPU; None is torch's own.
+
+        Raises:
+            UserError: The logits are no numbers.
         """
         logits = logits.float()
+        if not bool((logits < torch.inf).all()):  # NaN is not either; banned tokens have minus infinity
+            raise UserError(
+                "the model's logits hold NaN or infinity, after which no token follows; look at what the functions and "
+                "SAEs in place return, or load the model with dtype=float32"
+            )
         if self.freq_penalty:
             seen = torch.zeros_like(logits).scatter_add_(1, ids, torch.ones_like(ids, dtype=logits.dtype))
             logits = logits - self.freq_penalty * seen

@@ -17,6 +17,13 @@ NAMES = [
     ("scale",),
     ("normalized", 3, "ln1"),
     ("blocks.1.hook_resid_post",),
+    ("k", 6, "a"),
+    ("resid_mid", 1, "b"),
+    ("attn", 0),
+    ("attn_logits", 2),
+    ("mlp_post", 2),
+    ("k6",),
+    ("scale4ln1",),
 ]
 
 
@@ -33,6 +40,7 @@ def test_it_is_a_mapping() -> None:
     assert (len(cache), list(cache), "hook_embed" in cache) == (2, list(held), True)
     assert cache["embed"] is cache["hook_embed"]
     assert cache["resid_pre", 0] is held["blocks.0.hook_resid_pre"]
+    assert cache[("embed",)] is cache["hook_embed"]
     assert "blocks.0.hook_resid_pre" in repr(cache)
     with pytest.raises(KeyError, match=r"hook=blocks.1.hook_resid_pre is not known; did you mean blocks.0"):
         cache["resid_pre", 1]

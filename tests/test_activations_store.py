@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas
 import pytest
 import torch
 
@@ -137,8 +138,9 @@ def test_a_file_is_read_and_its_column_found(model: LanguageModel, tmp_path: Pat
     (tmp_path / "rows.jsonl").write_text(
         "\n".join(json.dumps({"input_ids": [bos, *range(n, n + 15)]}) for n in range(9))
     )
-    store = ActivationsStore(model, str(tmp_path / "rows.jsonl"), HOOK, **SMALL)
-    assert store.get_batch_tokens(1).tolist() == [[bos, *range(15)]]
+    for path in (str(tmp_path / "rows.jsonl"), tmp_path / "rows.jsonl"):
+        store = ActivationsStore(model, path, HOOK, **SMALL)
+        assert store.get_batch_tokens(1).tolist() == [[bos, *range(15)]]
 
 
 def test_a_model_with_run_with_cache_is_taken(model: LanguageModel) -> None:
@@ -191,6 +193,15 @@ def test_an_sae_says_what_it_was_trained_on(model: LanguageModel) -> None:
 def test_data_that_cannot_be_is_refused(model: LanguageModel, given: list[Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         ActivationsStore(model, given, HOOK, **SMALL).get_batch_tokens()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"text": TEXTS}, pandas.DataFrame({"text": TEXTS}), datasets.DatasetDict(text=datasets.Dataset.from_dict({}))],
+)
+def test_a_table_s_names_are_not_taken_for_its_texts(model: LanguageModel, given: Any) -> None:
+    with pytest.raises(UserError, match=r"dataset=a \w+ in memory has several parts; .*dataset\['text'\]"):
+        ActivationsStore(model, given, HOOK, **SMALL)
 
 
 def test_an_unknown_hook_is_refused(model: LanguageModel) -> None:

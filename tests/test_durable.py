@@ -85,6 +85,16 @@ def test_disk_errors_name_the_key_and_the_cure(tmp_path: Path) -> None:
         raise OSError(errno.EIO, "a fault")
 
 
+def test_a_folder_that_cannot_be_made_is_refused_where_the_kernel_says_that_it_is_not_there(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"out=.*gone cannot be written \(No such file"),
+        durable.disk_errors("out", tmp_path / "gone"),
+    ):
+        (tmp_path / "gone" / "file").touch()
+    with pytest.raises(FileNotFoundError), durable.disk_errors("out", tmp_path):  # something else is missing
+        (tmp_path / "gone" / "file").touch()
+
+
 def test_a_document_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         durable.read_sealed(tmp_path / "gone.json", cure="do this")

@@ -169,6 +169,14 @@ def test_what_has_no_meaning(plain: HookedSAETransformer, keys: dict[str, Any], 
         plain.generate(IDS, **keys)
 
 
+@pytest.mark.parametrize("do_sample", [True, False])
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_said(plain: HookedSAETransformer, factor: float, do_sample: bool) -> None:
+    broken = [(HOOK, lambda found, hook: found * factor)]
+    with pytest.raises(UserError, match=r"logits hold NaN or infinity.*functions and SAEs in place"):
+        plain.generate(IDS, 2, do_sample=do_sample, fwd_hooks=broken)
+
+
 def test_a_bar_is_shown(plain: HookedSAETransformer, capsys: pytest.CaptureFixture[str]) -> None:
     plain.generate(IDS, verbose=True, **GREEDY)
     assert "generate" in capsys.readouterr().err

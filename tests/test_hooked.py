@@ -143,7 +143,7 @@ def test_cache_holds_everything_by_name(model: HookedSAETransformer) -> None:
     out, cache = model.run_with_cache(IDS)
     torch.testing.assert_close(out, model(IDS), atol=0, rtol=0)
     assert {f"blocks.{block}.hook_resid_pre" for block in range(3)} <= set(cache)
-    assert cache["resid_pre", 2] is cache["blocks.2.hook_resid_pre"]
+    assert cache["resid_pre", 2] is cache["resid_pre", -1] is cache["blocks.2.hook_resid_pre"]
     assert not cache["resid_pre", 2].requires_grad
     torch.testing.assert_close(model.unembed(model.ln_final(cache["resid_post", 2])), out)
     with pytest.raises(KeyError, match=r"did you mean .*blocks.2.hook_resid_p"):

@@ -4,8 +4,10 @@ import json
 import webbrowser
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 import small_saes
+import torch
 
 from saepipe import neuronpedia, pretrained
 from saepipe.errors import UserError
@@ -36,7 +38,9 @@ def test_several_latents_have_a_list(sae: SAE, monkeypatch: pytest.MonkeyPatch) 
     asked = parse_qs(urlsplit(address).query)
     assert asked["name"] == ["dates & times"]
     assert json.loads(asked["features"][0])[0] == {"modelId": "gpt2-small", "layer": "8-res-jb", "index": "3"}
-    assert neuronpedia.open_page(sae, 3) == neuronpedia.page(sae, 3)
+    for one in (3, torch.tensor(3), np.int64(3)):
+        assert neuronpedia.open_page(sae, one) == neuronpedia.page(sae, 3)
+    assert neuronpedia.open_page(sae, torch.tensor([3, 1]), "dates & times") == address
 
 
 def test_what_has_no_page_is_refused(sae: SAE) -> None:

@@ -117,6 +117,15 @@ def test_a_rule_has_its_effect(others: dict[str, Any], name: str, value: Any, ke
     assert name not in ignored
 
 
+@pytest.mark.parametrize("name", ["model_name", "dataset_path", "cached_activations_path", "checkpoint_path"])
+def test_paths_are_as_good_as_texts(name: str, tmp_path: Path) -> None:
+    found = [
+        LanguageModelSAERunnerConfig(**{"dataset_path": "demo", name: kind(tmp_path)}).to_run_config()
+        for kind in (str, Path)
+    ]
+    assert found[0] == found[1]
+
+
 def test_no_rule_is_without_a_test() -> None:
     assert {name for _, name, *_ in EFFECTS} | OF_THE_RUN == set(RULES)
 
@@ -297,6 +306,13 @@ def test_a_file_in_the_place_of_the_output_is_refused_before_training(tmp_path: 
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"output_path=.* is a file; give a folder"):
         SAETrainingRunner(LanguageModelSAERunnerConfig(**FLAT, output_path=str(tmp_path / "file"))).run()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux has a folder where nobody can make one")
+def test_an_output_that_cannot_be_made_is_refused_before_training() -> None:
+    with pytest.raises(UserError, match=r"output_path=/proc/x cannot be written"):
+        SAETrainingRunner(LanguageModelSAERunnerConfig(**FLAT, output_path="/proc/x")).run()
+    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize("name", ["override_dataset", "override_model", "override_sae"])

@@ -166,6 +166,17 @@ def test_the_last_at_a_hook_replaces(model: HookedSAETransformer) -> None:
     assert model.acts_to_saes == {HOOK: first}
 
 
+def test_saes_that_displace_each_other_are_said(model: HookedSAETransformer, caplog: pytest.LogCaptureFixture) -> None:
+    first, read = make("blocks.1.hook_resid_pre"), make("blocks.1.hook_resid_pre", d_out=32)
+    read.metadata["hook_name_out"] = "blocks.1.hook_mlp_out"
+    with model.saes([first, make(), read]):
+        assert len(model.acts_to_saes) == 2
+    assert "the last is in place; without effect: blocks.1.hook_resid_pre" in caplog.text
+    caplog.clear()
+    with model.saes([make(), make("blocks.0.hook_mlp_out")]), model.saes(make()):
+        assert not caplog.records
+
+
 def test_resetting(model: HookedSAETransformer, caplog: pytest.LogCaptureFixture) -> None:
     first, second = make(), make("blocks.0.hook_mlp_out")
     model.add_sae(first)

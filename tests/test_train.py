@@ -66,6 +66,13 @@ def test_a_run_leaves_everything_that_the_verbs_after_it_need(store: Path, tmp_p
     assert entry.read_config(tmp_path / "x" / "config.yaml").data.path == "small.txt"
 
 
+def test_an_export_says_which_positions_it_was_trained_on(store: Path, tmp_path: Path) -> None:
+    for key, wanted in {"stream.positions=[1,3]": [1, 4], "stream.positions=null": None}.items():
+        run = tmp_path / key.partition("=")[2]
+        train(configured(store, run, key, "train.tokens=240"))
+        assert saelens.load(run / "sae").metadata.seqpos_slice == wanted
+
+
 def test_training_lowers_the_loss(store: Path, tmp_path: Path) -> None:
     train(configured(store, tmp_path / "x", "train.tokens=7200", "optim.lr=0.02"))
     lines = (tmp_path / "x" / "metrics.csv").read_text().splitlines()

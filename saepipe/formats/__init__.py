@@ -128,7 +128,8 @@ def save(
     if other:
         raise UserError(f"{folder} has an SAE in the format {other}, which this would mix with; choose another folder")
     if sparsity is None and sae.log_sparsity is not None:
-        sparsity = 10**sae.log_sparsity
+        # Without the floor that writing adds, or a silent latent would seem to fire more with each copy
+        sparsity = (10 ** sae.log_sparsity.cpu().double() - _module("saelens").SPARSITY_FLOOR).clamp(min=0)
     _module(format).save(sae, folder, metadata=sae.metadata if metadata is None else metadata, sparsity=sparsity)
 
 

@@ -12,6 +12,7 @@ as well.
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,20 @@ from saepipe.formats.assembling import Found
 from saepipe.hook_names import split_head, with_head
 from saepipe.saes.base import SAE
 
+log = logging.getLogger(__name__)
+
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 # SAELens drops the metadata of what says an older version than 6, and takes the folder for one of its own old ones.
 # This is the version that the folder was checked against: it opens there, and encodes and decodes the same.
 SAE_LENS_VERSION = "6.54.0"
 SIGN = f"{CONFIG} and {WEIGHTS}"
+SPARSITY_FLOOR = 1e-10
+"""What SAELens adds to a sparsity before it takes the logarithm."""
 _AS_TRAINED = {"batchtopk": "batchtopk", "matryoshka_batchtopk": "matryoshka"}
 """SAELens's names for what only its training checkpoints have (it exports them as jumprelu) -> ours."""
+_KNOWN_THERE = (
+    "standard gated topk jumprelu transcoder skip_transcoder jumprelu_transcoder jumprelu_skip_transcoder"
+).split()
 _THRESHOLDS = {"topk_threshold": "threshold"}
 _HOOKS = {"hook_name": "hook_head_index", "hook_name_out": "hook_head_index_out"}
 """Keys of the metadata that name a hook -> those that SAELens names a single head of it by."""
@@ -62,6 +70,11 @@ def save(
     weights = writing.finished(sae, folded)
     if sae.is_transcoder:
         values["architecture"] = _transcoder_name(values["architecture"], skip=sae.cfg.skip_connection)
+    if values["architecture"] not in _KNOWN_THERE:
+        log.warning(
+            "%s: SAELens %s has no architecture %s, so that this opens in saepipe alone",
+            *(folder, SAE_LENS_VERSION, values["architecture"]),
+        )
     config = {
         **values,
         "dtype": str(sae.W_enc.dtype).removeprefix("torch."),
@@ -81,7 +94,7 @@ def save(
             raise UserError(
                 f"sparsity is of {tuple(sparsity.shape)} latents, and the SAE has {sae.d_sae}; give one each"
             )
-        logs = torch.log10(sparsity.detach().to("cpu", torch.float32) + 1e-10)  # SAELens's floor
+        logs = torch.log10(sparsity.detach().to("cpu", torch.float64) + SPARSITY_FLOOR).float()
     files = {
         WEIGHTS: writing.tensors(weights),
         SPARSITY: None if logs is None else writing.tensors({"sparsity": logs}),

@@ -12,7 +12,7 @@ A training step is `loss` and its backward, `before_step`, the optimizer's step,
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -83,6 +83,16 @@ class SAE(Stored, nn.Module, ABC):
         self.register_buffer("norm_scale", torch.ones(()))
         self.target_scale: Tensor
         self.register_buffer("target_scale", torch.ones(()))
+        self._say_where()
+
+    def _say_where(self) -> None:
+        vars(self.cfg).update(device=str(self.device), dtype=str(self.dtype).removeprefix("torch."))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Do what torch does to move or convert a module; `cfg.device` and `cfg.dtype` follow, as in SAELens."""
+        super()._apply(fn, recurse)
+        self._say_where()
+        return self
 
     @property
     def revives(self) -> bool:

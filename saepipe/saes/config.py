@@ -10,8 +10,6 @@ NORMALISATIONS = ("none", "expected_average_only_in")
 MSE_REDUCTIONS = ("sum", "mean")
 B_DEC_INIT_METHODS = ("mean", "geometric_median", "zeros")
 DEAD_METHODS = ("none", "ghost", "resample")
-_OF_THE_SAE = ("device", "dtype", "d_out", "token_norm", "is_transcoder")
-"""What is asked of a configuration in other libraries, and can change in the SAE."""
 
 
 @dataclass
@@ -54,16 +52,15 @@ class SAEConfig(Group, group="sae"):
 
     def __getattr__(self, name: str) -> Any:
         """Find what an SAE's own copy of its configuration knows from elsewhere: `sae.cfg.hook_name`."""
-        metadata = vars(self).get("metadata", {})
-        if name in metadata:
-            return metadata[name]
-        cure = f"; the SAE itself knows: sae.{name}" if name in _OF_THE_SAE else ""
-        raise AttributeError(f"the configuration of {type(self).architecture} SAEs has no {name}{cure}")
+        metadata = vars(self).get("metadata")
+        if metadata is not None and metadata.knows(name):
+            return getattr(metadata, name)
+        raise AttributeError(f"the configuration of {type(self).architecture} SAEs has no {name}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set what an SAE's own copy knows from elsewhere where it is kept."""
-        metadata = vars(self).get("metadata", {})
-        if name in metadata and name not in vars(self):
+        metadata = vars(self).get("metadata")
+        if metadata is not None and metadata.knows(name) and name not in vars(self):
             metadata[name] = value
         else:
             super().__setattr__(name, value)

@@ -1,5 +1,6 @@
 """What an SAE is beside its tensors: what it was trained on, how often its latents fire, where it is kept."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from saepipe.saes.base import SAE
 
 
+_LAYER = re.compile(r"\b(?:blocks|layers|h)\.(\d+)\b")
 _OPTIONAL = ("neuronpedia_id", "model_from_pretrained_kwargs", "hook_head_index", "hook_name_out", "seqpos_slice")
 """Names that SAELens's metadata always has; those that nothing was said of are None here, as they are there."""
 
@@ -22,12 +24,19 @@ class Metadata(dict[str, Any]):
     """What an SAE was trained on, under SAELens's names, as keys and as attributes: `metadata.hook_name`."""
 
     def __getattr__(self, name: str) -> Any:
-        if name in self or name in _OPTIONAL:
+        if name == "hook_layer" and name not in self:  # SAELens before version 6 kept it apart
+            layer = _LAYER.search(str(self.get("hook_name")))
+            return int(layer[1]) if layer else None
+        if self.knows(name):
             return self.get(name)
         raise AttributeError(f"the metadata has no {name}; it has {', '.join(self) or 'nothing'}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
+
+    def knows(self, name: str) -> bool:
+        """Tell whether a name can be asked for as an attribute."""
+        return name in self or name in (*_OPTIONAL, "hook_layer")
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as a plain dictionary, as SAELens's users ask for it."""
@@ -78,7 +87,7 @@ class Stored:
     @property
     def cfg_dict(self) -> dict[str, Any]:
         """Its configuration with its metadata, flat, as SAELens's `cfg_dict` has it."""
-        return self.cfg.to_dict()
+        return {"hook_layer": self.metadata.hook_layer, **self.cfg.to_dict()}
 
     @property
     def device(self: Any) -> torch.device:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import saepipe
-from saepipe import saes
+from saepipe import formats, saes
 from saepipe.errors import UserError
 from saepipe.formats import saelens
 from saepipe.saes.base import SAE
@@ -119,7 +119,9 @@ def test_a_head_has_saelens_names_in_the_folder_and_ours_in_python(tmp_path: Pat
     ],
 )
 @pytest.mark.parametrize("skip", [False, True])
-def test_a_transcoder_is_named_as_saelens_does(name: str, architecture: str, skip: bool, tmp_path: Path) -> None:
+def test_a_transcoder_is_named_as_saelens_does(
+    name: str, architecture: str, skip: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cls = saes.architecture(name)
     cfg = cls.config_class(d_sae=20, apply_b_dec_to_input=False, skip_connection=skip)
     if "k" in vars(cfg):
@@ -131,6 +133,9 @@ def test_a_transcoder_is_named_as_saelens_does(name: str, architecture: str, ski
     assert (config["metadata"]["hook_name"], config["metadata"]["hook_name_out"]) == ("a", "b")
     weights = load_file(tmp_path / "sae_weights.safetensors")
     assert ("W_skip" in weights) == skip
+    assert ("opens in saepipe alone" in caplog.text) == (
+        name in ("gated", "topk")
+    )  # which SAELens has no transcoders of
 
 
 def test_a_transcoder_that_does_not_describe_itself_is_refused(tmp_path: Path) -> None:
@@ -176,6 +181,14 @@ def test_second_export_replaces_the_first(folder: Path) -> None:
     saelens.save(sae, folder, metadata={})
     assert saelens.load(folder).d_sae == 10
     assert not (folder / "sparsity.safetensors").exists()
+
+
+def test_how_often_latents_fire_stays_as_it_was_from_copy_to_copy(folder: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        copied = tmp_path / f"copy{number}"
+        formats.save(formats.load(folder), copied)
+        assert (copied / "sparsity.safetensors").read_bytes() == (folder / "sparsity.safetensors").read_bytes()
+        folder = copied
 
 
 KILLED = """

@@ -230,6 +230,19 @@ def test_what_is_set_through_its_configuration_is_kept(name: str) -> None:
     assert f"d_in={D_IN}, d_sae={D_SAE}, hook_name=blocks.2.hook_z" in repr(sae)
 
 
+def test_its_configuration_says_what_saelens_says_there(name: str) -> None:
+    sae = make(name)
+    sae.metadata = {"hook_name": "blocks.11.hook_resid_pre"}
+    assert (sae.cfg.hook_layer, sae.cfg.dtype, sae.cfg.device, sae.cfg.neuronpedia_id) == (11, "float32", "cpu", None)
+    sae.to(torch.bfloat16)
+    wanted = {"hook_layer": 11, "dtype": "bfloat16", "device": "cpu", "hook_name": "blocks.11.hook_resid_pre"}
+    assert sae.cfg_dict.items() >= wanted.items()
+    sae.cfg.neuronpedia_id = "m/11-x"  # which the metadata did not have yet
+    assert sae.metadata["neuronpedia_id"] == "m/11-x"
+    sae.metadata = {"hook_name": "hook_embed"}
+    assert sae.cfg.hook_layer is None
+
+
 def test_only_heads_are_joined(name: str) -> None:
     sae, x = make(name), data()
     heads = x.unflatten(1, (2, -1))
