@@ -1,5 +1,6 @@
 """Sparse autoencoders on language-model activations: cache, train, evaluate, look at the features."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,13 +42,16 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
+_MODULES = ("analyze", "cache", "evaluate", "export", "formats", "neuronpedia", "pretrained", "train")
+"""What `import saepipe` alone gives, too."""
 _ONE_CLASS = "use SAE: it opens every architecture, and says which in sae.cfg.architecture"
 _RUNS = "train with python -m saepipe.train, or with SAETrainingRunner"
 _ELSEWHERE = {
     **dict.fromkeys(
         (
             *("StandardSAE", "GatedSAE", "TopKSAE", "JumpReLUSAE", "Transcoder", "SkipTranscoder"),
-            *("JumpReLUTranscoder", "JumpReLUSkipTranscoder"),
+            *("JumpReLUTranscoder", "JumpReLUSkipTranscoder", "PretrainedSaeDiskLoader"),
+            "PretrainedSaeHuggingfaceLoader",
         ),
         _ONE_CLASS,
     ),
@@ -66,10 +70,37 @@ _ELSEWHERE = {
     ),
     "run_evals": "use saepipe.evaluate.evaluate, whose inclusive_ figures are defined as there",
     "upload_saes_to_huggingface": "use python -m saepipe.export RUN --to hub owner/name",
-    "SAEConfig": "use saepipe.saes.config.SAEConfig",
+    **dict.fromkeys(
+        (
+            *("SAEConfig", "TrainingSAEConfig", "StandardSAEConfig", "GatedSAEConfig", "TopKSAEConfig"),
+            *("JumpReLUSAEConfig", "TranscoderConfig", "SkipTranscoderConfig", "JumpReLUTranscoderConfig"),
+            "JumpReLUSkipTranscoderConfig",
+        ),
+        "an SAE's own configuration is sae.cfg; the classes are in saepipe.saes",
+    ),
+    **dict.fromkeys(
+        ("register_sae_class", "register_sae_training_class"),
+        "a file in saepipe/saes is an architecture (see the README)",
+    ),
+    **dict.fromkeys(
+        (
+            *("AbsTopKSAE", "AbsTopKSAEConfig", "AbsTopKTrainingSAE", "AbsTopKTrainingSAEConfig", "TemporalSAE"),
+            *("TemporalSAEConfig", "MatchingPursuitSAE", "MatchingPursuitTrainingSAE", "MatchingPursuitSAEConfig"),
+            "MatchingPursuitTrainingSAEConfig",
+        ),
+        "that architecture is not here; a file in saepipe/saes would be one",
+    ),
+    "MultiSAEEvaluator": "use saepipe.evaluate.evaluate, run by run",
+    "MultiSAETrainingRunnerConfig": _RUNS,
+    "get_pretrained_saes_directory": "use saepipe.pretrained.list",
+    "get_neuronpedia_quick_list": "use saepipe.neuronpedia.quick_list",
     "SAETransformerBridge": "use HookedSAETransformer, which is one class over both",
 }
 """Names that SAELens has at its front door -> what to use instead."""
+
+
+class _NotHereError(ImportError):
+    """Of a name of SAELens's: an AttributeError's words would not show in `from saepipe import name`."""
 
 
 def __getattr__(name: str) -> Any:
@@ -91,10 +122,11 @@ def __getattr__(name: str) -> Any:
 
         return getattr(saelens, name)
     if name in _ELSEWHERE:
-        # Not an AttributeError, whose words `from saepipe import name` would not show
-        raise ImportError(f"saepipe has no {name}; {_ELSEWHERE[name]}")
+        raise _NotHereError(f"saepipe has no {name}; {_ELSEWHERE[name]}")
+    if name in _MODULES:
+        return importlib.import_module(f"saepipe.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *_MODULES})

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saepipe import mixing
+from saepipe import mixing, not_taken
 from saepipe.config import DataConfig
 from saepipe.edits import per_token
 from saepipe.encoding import Encoder
@@ -22,6 +22,7 @@ from saepipe.errors import UserError
 from saepipe.formats import check_device
 from saepipe.hook_names import split_head, with_head
 from saepipe.in_memory import ANY_COLUMN, source_of
+from saepipe.saes.stored import dtype_of
 from saepipe.token_store import ordinary
 from saepipe.tokens import Reading
 
@@ -60,6 +61,7 @@ class ActivationsStore:
         dtype: Type of rows.
         data: The data group of a `RunConfig`, which says all that column, context_size, prepend_bos, pack and streaming
             say; then `dataset` may be None, for that of the group. Its held-out documents are left out.
+        **others: Arguments of SAELens's that have no meaning here, which say what to do instead.
 
     Raises:
         UserError: The data, a column, a hook or a token is not there, or nothing is left to train on.
@@ -83,10 +85,12 @@ class ActivationsStore:
         train_batch_size_tokens: int = 4096,
         seed: int = 0,
         device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
         data: DataConfig | None = None,
+        **others: Any,
     ) -> None:
-        self.model, self.seed, self.dtype = model, seed, dtype
+        not_taken.refuse("ActivationsStore", others, not_taken.STORE, _OWN)
+        self.model, self.seed, self.dtype = model, seed, dtype_of(dtype)
         self.hook_names = [hook_name] if isinstance(hook_name, str) else list(hook_name)
         if not self.hook_names:
             raise UserError("hook_name is an empty list; give the name of at least one hook point")
@@ -96,8 +100,8 @@ class ActivationsStore:
             "train_batch_size_tokens": train_batch_size_tokens,
         }
         for name, value in counts.items():
-            if value < 1:
-                raise UserError(f"{name}={value} is out of range; give at least 1")
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{name}={value} is out of range; give a whole number, at least 1")
         self.store_batch_size_prompts, self.n_batches_in_buffer = store_batch_size_prompts, n_batches_in_buffer
         self.train_batch_size_tokens = train_batch_size_tokens
         data = data or DataConfig(
@@ -117,6 +121,8 @@ class ActivationsStore:
         check_device(self.device)
         self._encoder = Encoder(self.source.data, model.tokenizer, _vocab_size(model))
         positions = np.arange(self.context_size)
+        if not 1 <= len(seqpos_slice) <= 3:
+            raise UserError(f"seqpos_slice={seqpos_slice} is no run of positions; give (first, past the last)")
         self._kept = np.isin(positions, positions[slice(*seqpos_slice)])
         self._special_ids: Sequence[int] | None = None
         if exclude_special_tokens is not False:
@@ -220,6 +226,9 @@ class ActivationsStore:
             )
         return store
 
+    def __repr__(self) -> str:
+        return f"ActivationsStore({', '.join(self.hook_names)} on {self.source.data.path})"
+
     @property
     def hook_name(self) -> str:
         """The first hook point."""
@@ -257,7 +266,9 @@ class ActivationsStore:
             UserError: The data fills no context.
             StopIteration: See raise_at_epoch_end.
         """
-        wanted = batch_size or self.store_batch_size_prompts
+        wanted = self.store_batch_size_prompts if batch_size is None else batch_size
+        if wanted < 1:
+            raise UserError(f"batch_size={batch_size} is out of range; give at least 1")
         found = list(islice(self._contexts, wanted))
         while len(found) < wanted:
             self.reset_input_dataset()
@@ -361,6 +372,9 @@ class ActivationsStore:
 
     def _permutation(self, n: int) -> Int[Tensor, " n"]:
         return torch.randperm(n, generator=self._generator).to(self.device)
+
+
+_OWN = [name for name in ActivationsStore.__init__.__annotations__ if name not in ("others", "return")]
 
 
 def _device_of(model: Any) -> Any:

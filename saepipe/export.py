@@ -113,9 +113,13 @@ def _holds(folder: Path, to: str) -> bool:
 
 
 def _write_card(sae: "SAE", about: dict[str, Any], folder: Path, **where: Any) -> None:
-    from saepipe.model_card import model_card
+    from saepipe.model_card import OURS, model_card
 
-    durable.write_text(folder / CARD, model_card(sae, **where, **about))
+    card = folder / CARD
+    if card.is_file() and OURS not in card.read_text(encoding="utf-8", errors="replace"):
+        log.warning("%s is not by saepipe, and stays as it is", card)
+        return
+    durable.write_text(card, model_card(sae, **where, **about))
 
 
 def _publish(

@@ -97,6 +97,11 @@ class HookedSAETransformer(AttachedSAEs, Caches, Generates, Opens):
             raise AttributeError(name)
         return getattr(self.model, name)
 
+    def __repr__(self) -> str:
+        way = "TransformerLens' bridge" if self.has_all_hooks else "Hugging Face"
+        saes = f", with SAEs at {', '.join(self.acts_to_saes)}" if self._splices else ""
+        return f"HookedSAETransformer({self.model_name}, {self._n_layers} blocks, through {way}{saes})"
+
     @property
     def hook_dict(self) -> dict[str, Hook]:
         """The hook points, with those of attached SAEs, by their names; modules' paths are not listed."""

@@ -232,7 +232,14 @@ def _forward(function: Callable[..., Any], hook: Hook) -> Step:
         if not isinstance(replaced, Tensor | None):
             kind = type(replaced).__name__
             raise UserError(f"the function at {hook.name} returned {kind}; let it return activations, or None")
-        return given if replaced is None else replaced
+        if replaced is None:
+            return given
+        if replaced.shape != found.shape:
+            raise UserError(
+                f"the function at {hook.name} returned shape {list(replaced.shape)} for {list(found.shape)}; let it "
+                "return the shape that it was given"
+            )
+        return replaced
 
     return step
 

@@ -86,11 +86,12 @@ def out_of_reach(name: str, kind: str, why: str, *, key: str) -> OutOfReachError
         why: What stood in the way.
         key: Configuration key that holds the name.
     """
+    in_cache = "" if offline() else ", or set HF_HUB_OFFLINE=1 if it is in the local cache already"
     repo_type = "" if kind == "model" else f" --repo-type {kind}"
     return OutOfReachError(
         f"{key}={name} is no file or folder here, and the hub cannot be reached ({why}); run `hf download {name}"
-        f"{repo_type}` where there is a network (with HF_TOKEN set if it is private), then give the local folder, or "
-        "set HF_HUB_OFFLINE=1 if it is in the local cache already",
+        f"{repo_type}` where there is a network (with HF_TOKEN set if it is private), then give the local "
+        f"folder{in_cache}",
         why,
     )
 

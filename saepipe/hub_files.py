@@ -36,11 +36,13 @@ def fetch(repo: str, path: str, *, revision: str | None = None, again: bool = Fa
         why = error.why
     found = _cached(repo, path, revision)
     if found is None:
-        there = ", ".join(one.repo_id for one in _repositories()) or "nothing"
+        there = ", ".join(one.repo_id for one in _repositories())
+        there = f"which has {there}" if there else "which is empty"
+        part = f' --include "{path}/*"' if path else ""
         raise UserError(
-            f"release={repo}{f', {path},' if path else ''} is not in the hub's cache on this machine, and the hub "
-            f"cannot be reached ({why}); in the cache is {there}. Run `hf download {repo}` where there is a network, "
-            "and give the local folder"
+            f"{repo}{f', {path},' if path else ''} is not in the hub's cache on this machine, {there}, and the hub "
+            f"cannot be reached ({why}); run `hf download {repo}{part}` where there is a network, and give the local "
+            "folder"
         )
     log.info("the hub is not asked (%s): %s %s is as the cache has it", why, repo, path)
     return found

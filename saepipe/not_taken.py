@@ -44,8 +44,29 @@ OPEN = {
     "quantization_config": _QUANTISED,
 }
 """Arguments of `from_pretrained`."""
+STORE = {
+    "hook_layer": "hook_name says the layer",
+    "hook_head_index": "give the head in hook_name, as blocks.1.attn.hook_z.head.3",
+    "d_in": "the model says it",
+    "normalize_activations": "an SAE scales raw activations by itself",
+    "total_training_tokens": "batches come without end",
+    "dataset_trust_remote_code": "it no longer exists in datasets",
+    "autocast_lm": 'open the model with dtype="bfloat16"',
+    "disable_concat_sequences": "give pack=False",
+    "sequence_separator_token": "documents are joined by the end-of-sequence token",
+    "activations_mixing_fraction": "half of the buffer is drawn before it is filled again",
+    "cached_activations_path": "train from a store on disk with python -m saepipe.train",
+    "use_chat_formatting": "give data=DataConfig(chat_template=...)",
+    "override_dataset": "give it as dataset",
+}
+"""Arguments of `ActivationsStore`."""
 
-_NOTHING = {"move_to_device": (True,), "default_padding_side": ("right",), "padding_side": ("right",)}
+_NOTHING = {
+    "normalize_activations": ("none",),
+    "move_to_device": (True,),
+    "default_padding_side": ("right",),
+    "padding_side": ("right",),
+}
 """Names -> values, beside None and False, that ask for what is done anyway."""
 
 

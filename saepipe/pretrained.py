@@ -66,6 +66,8 @@ class Listing(_list[Published]):
     """Published SAEs, which print as a table."""
 
     def __str__(self) -> str:
+        if not self:
+            return "no published SAE"
         names = [item.name for item in fields(Published)][:7]
         rows = [names, *([_shown(getattr(one, name)) for name in names] for one in self)]
         widths = [max(len(row[at]) for row in rows) for at in range(len(names))]

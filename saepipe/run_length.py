@@ -37,6 +37,10 @@ def total_steps(config: RunConfig, world_size: int) -> int:
     return steps
 
 
+_UNSETTLED = 0.05
+"""Part of the way from its start that a threshold may lack at the end of a run."""
+
+
 def in_vain(config: RunConfig, steps: int) -> Iterator[str]:
     """Word what has no effect: what comes too late, as after train.tokens was lowered, and keys of another choice."""
     warm_up, decay, sae = config.optim.lr_warm_up_steps, config.optim.lr_decay_steps, config.sae
@@ -52,6 +56,13 @@ def in_vain(config: RunConfig, steps: int) -> Iterator[str]:
                 f"sae.{name}_warm_up_steps={length} is longer than the run's {steps} steps: the penalty never reaches "
                 f"sae.{name}_coefficient; try sae.{name}_warm_up_steps={steps // 20}"
             )
+    threshold_lr = getattr(sae, "topk_threshold_lr", 1)
+    if (1 - threshold_lr) ** steps > _UNSETTLED:
+        yield (
+            f"sae.topk_threshold_lr={threshold_lr} is too slow for the run's {steps} steps: the threshold stays low, "
+            f"and outside of training more latents are active than sae.k={sae.k}; try "
+            f"sae.topk_threshold_lr={min(1, round(5 / steps, 3))}"
+        )
     if sae.dead_method == "resample" and sae.resample_every_steps >= steps:
         yield (
             f"sae.resample_every_steps={sae.resample_every_steps} does not come within the run's {steps} steps: no "

@@ -5,17 +5,18 @@
     sae = trainer.run()
 
 A run caches activations in a store (in `stores/`, or in `stores/` beside `checkpoint_path`), trains from it, and
-measures the SAE; its folder is `checkpoint_path`, or `runs/<name>`. The same configuration again goes on, or finds all
-done; one that differs in training alone uses the same store. `saepipe.saelens_names` says what becomes of each name,
-and the log which of those given have no effect. What is not given is SAELens 6's default, where it changes results and
-there is a key for it; without model_name and dataset_path the demo stands in.
+measures the SAE. It has a folder of its own in `checkpoint_path`, or in `runs/`, named by the architecture and what
+decides the run, so that a loop over a setting may share a `checkpoint_path`. The same configuration again goes on, or
+finds all done; one that differs in training alone uses the same store. `saepipe.saelens_names` says what becomes of
+each name, and the log which of those given have no effect. What is not given is SAELens 6's default, where it changes
+results and there is a key for it; without model_name and dataset_path the demo stands in.
 """
 
 import hashlib
 import inspect
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +27,7 @@ from saepipe.errors import UserError, unknown
 from saepipe.in_memory import open_source
 from saepipe.language_model import LanguageModel
 from saepipe.runs import PLACES_MODEL, Run
-from saepipe.saelens_names import ALIASES, DEFAULTS, KNOWN, translate
+from saepipe.saelens_names import ALIASES, DEFAULTS, KNOWN, LOGGING, names_of, translate
 from saepipe.saes.base import SAE
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,9 @@ _OWN = ("given", "sae", "logger", "keys")
 class _Names:
     """Values by SAELens's names, of any of its versions; what is None was not given."""
 
-    def __init__(self, **names: Any) -> None:
+    def __init__(self, *values: Any, **names: Any) -> None:
+        if values:
+            raise UserError(f"{type(self).__name__}({values[0]!r}, ...): give every value by its name, as d_in=768")
         for name in names:
             if name not in KNOWN:
                 raise unknown(f"{type(self).__name__}: name", name, KNOWN)
@@ -144,11 +147,14 @@ class LanguageModelSAERunnerConfig(_Names):
 
     def __init__(
         self,
-        sae: TrainingSAEConfig | None = None,
-        logger: LoggingConfig | None = None,
+        sae: Any = None,
+        logger: Any = None,
         saepipe: Mapping[str, Any] | None = None,
         **names: Any,
     ) -> None:
+        for name, value, kind in (("sae", sae, TrainingSAEConfig), ("logger", logger, LoggingConfig)):
+            if not isinstance(value, kind | None):
+                raise UserError(f"{name}={value!r} is no {kind.__name__}; give one, or all values by their names")
         super().__init__(**names)
         self.sae, self.logger, self.keys = sae, logger, dict(saepipe or {})
         self.all_given()
@@ -163,6 +169,11 @@ class LanguageModelSAERunnerConfig(_Names):
             if own.get(name, value) != value:
                 raise UserError(f"{name}={own[name]} differs from {name}={value} inside; give it once")
         return {**nested, **own}
+
+    @property
+    def checkpoint_path(self) -> str:
+        """The run's folder; as in SAELens, one of its own in what was given."""
+        return str(self.translated()[0]["run.dir"])
 
     @property
     def total_training_tokens(self) -> int:
@@ -188,9 +199,11 @@ class LanguageModelSAERunnerConfig(_Names):
         """Translate into our dotted keys; also tells the given names that have no effect -> why."""
         keys, ignored = translate(self.all_given(), self._width)
         keys |= self.keys
-        run = keys.setdefault("run.name", f"{keys['sae.architecture']}-{_digest(keys)}")
+        name = f"{keys.get('run.name') or keys['sae.architecture']}-{_digest(keys)}"
+        keys.setdefault("run.name", name)
         beside = Path(keys["run.dir"]).parent if "run.dir" in keys else Path()
-        keys.setdefault("run.dir", f"runs/{run}")
+        if "run.dir" not in self.keys:
+            keys["run.dir"] = str(Path(keys.get("run.dir", "runs")) / name)
         if "store.dir" not in keys:
             keys["store.dir"] = str(beside / "stores" / _store_name(_config(keys)))
         return keys, ignored
@@ -202,18 +215,20 @@ class LanguageModelSAERunnerConfig(_Names):
         return _open(keys).width(keys["model.hooks"][0])
 
 
-def _signed(cls: type[_Names], *first: str) -> None:
+def _signed(cls: type[_Names], names: Iterable[str], *first: str) -> None:
     """Have `help` and editors show the names that a class takes, with the defaults that matter here."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in first]
-        + [inspect.Parameter(name, keyword, default=DEFAULTS.get(name)) for name in sorted(KNOWN)]
+        + [inspect.Parameter(name, keyword, default=DEFAULTS.get(name)) for name in sorted(names)]
     )
 
 
-for _cls in (LoggingConfig, TrainingSAEConfig):
-    _signed(_cls)
-_signed(LanguageModelSAERunnerConfig, "sae", "logger", "saepipe")
+_signed(LoggingConfig, LOGGING)
+_signed(TrainingSAEConfig, KNOWN)
+for _cls in TrainingSAEConfig.__subclasses__():
+    _signed(_cls, names_of(_cls.architecture()))
+_signed(LanguageModelSAERunnerConfig, KNOWN, "sae", "logger", "saepipe")
 
 
 class LanguageModelSAETrainingRunner:
@@ -263,6 +278,9 @@ class LanguageModelSAETrainingRunner:
         """
         keys, ignored = self.cfg.translated()
         config = _config(keys)
+        given = self.cfg.all_given()
+        if "wandb_project" in given and "log_to_wandb" not in given:
+            log.info("wandb_project=%s: nothing goes to W&B without log_to_wandb=True", given["wandb_project"])
         if ignored:
             log.warning("without effect: %s", "; ".join(f"{name} ({why})" for name, why in ignored.items()))
         output_path = self.cfg.all_given().get("output_path")
@@ -303,6 +321,9 @@ def _open(keys: Mapping[str, Any]) -> LanguageModel:
     return LanguageModel.open(_config(keys).model)
 
 
+_GROUPS = [item.name for item in fields(RunConfig) if is_dataclass(getattr(RunConfig(), item.name))] + ["sae"]
+
+
 def _config(keys: Mapping[str, Any]) -> RunConfig:
     """Put keys where they belong; they count as typed, so that a store of another plan is refused."""
     groups: dict[str, dict[str, Any]] = {}
@@ -317,6 +338,9 @@ def _config(keys: Mapping[str, Any]) -> RunConfig:
         known = (
             [item.name for item in fields(getattr(whole, group))] if is_dataclass(getattr(whole, group, None)) else []
         )
+        if not group or not known:
+            named = ".".join(part for part in (group, next(iter(values))) if part)
+            raise unknown("saepipe key", named, _GROUPS, "Give one of these with a name behind it, as store.dtype.")
         for name in values:
             if name not in known:
                 raise unknown("saepipe key", f"{group}.{name}", [f"{group}.{other}" for other in known])

@@ -6,6 +6,7 @@ TRANSLATED and RULES say which keys a name stands for, IGNORED why some names ha
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from saepipe import saes
@@ -67,7 +68,6 @@ TRANSLATED: dict[str, tuple[str, ...]] = {
     "from_pretrained_path": ("train.init_from",),
     "n_checkpoints": ("train.n_checkpoints",),
     "wandb_log_frequency": ("train.log_every_steps",),
-    "checkpoint_path": ("run.dir",),
     "run_name": ("run.name",),
     "wandb_project": ("logger.project",),
     "wandb_entity": ("logger.entity",),
@@ -102,7 +102,8 @@ _WHY_IGNORED: dict[str, str] = {
     "activations_mixing_fraction act_store_device prefetch_llm_batches",
     "norms come from the whole store": "n_batches_for_norm_estimate",
     "dead is what did not fire for dead_feature_window steps": "feature_sampling_window dead_feature_threshold",
-    "not compiled here": "compile_llm llm_compilation_mode compile_sae sae_compilation_mode",
+    "not compiled here": "compile_llm llm_compilation_mode",
+    "as torch chooses": "sae_compilation_mode",
     "the same configuration resumes by itself": "resume resume_from_checkpoint",
     "the run's folder always keeps the last checkpoint": "save_final_checkpoint",
     "W&B gets metrics alone, under an id of the run's folder": "wandb_id log_weights_to_wandb "
@@ -175,6 +176,12 @@ def _dtype(given: Any, values: Values) -> dict[str, Any]:
     return {"store.dtype": "float32", "trainer.precision": "64-true"} if name == "float64" else {"store.dtype": name}
 
 
+def _compile(given: bool, values: Values) -> dict[str, Any]:
+    if given and saes.architecture(_architecture(values)).sparse_step:
+        return {"ignored": f"the sparse step of {_architecture(values)} would only be slower"}
+    return {"train.compile": given}
+
+
 def _exclude(given: bool | list[int], values: Values) -> dict[str, Any]:
     chosen = {"data.exclude_special_tokens": bool(given)}
     return chosen if isinstance(given, bool) else chosen | {"ignored": "special tokens are left out, not those listed"}
@@ -197,6 +204,8 @@ RULES: dict[str, Callable[[Any, Values], dict[str, Any]]] = {
         {"data.chat_template": "default", "data.column": "messages|conversation|conversations"} if given else {}
     ),
     "exclude_special_tokens": _exclude,
+    "compile_sae": _compile,
+    "checkpoint_path": lambda folder, values: {"run.dir": str(folder)},
     "seqpos_slice": _positions,
     "dtype": _dtype,
     "device": lambda name, values: {"model.device": str(name), "trainer.accelerator": str(name).split(":")[0]},
@@ -222,6 +231,24 @@ RULES: dict[str, Callable[[Any, Values], dict[str, Any]]] = {
 }
 """Names whose values are worked out -> how: our keys, and under `ignored` why it has no (whole) effect."""
 KNOWN = [*TRANSLATED, *RULES, *ALIASES, *IGNORED]
+LOGGING = (
+    "log_to_wandb",
+    "wandb_project",
+    "wandb_entity",
+    "run_name",
+    "wandb_log_frequency",
+    "eval_every_n_wandb_logs",
+)
+"""Those that say what is logged, and where to."""
+
+
+def names_of(architecture: str) -> list[str]:
+    """List the names that mean something to an architecture's SAEs, by SAELens's name of it."""
+    own = _keys_of({"architecture": architecture})
+    passed = {name: keys[0] for name, keys in TRANSLATED.items()} | {
+        name: f"sae.{name}" for name in ("l1_coefficient", "matryoshka_widths")
+    }
+    return ["d_in", *(name for name, key in passed.items() if key.removeprefix("sae.") in own and key[:4] == "sae.")]
 
 
 def _architecture(values: Values) -> str:

@@ -79,16 +79,16 @@ class Stream:
         if not self._order.batches_per_epoch:
             raise _too_small(self._order.rows, config, row_filter.text)
         if rank == 0:
+            left = self._order.rows - self.batches_per_epoch * config.batch_tokens
             log.info(
-                "%s: %s rows%s, %s batches an epoch; %s of %s rows are left out of each, other ones every time",
+                "%s: %s rows%s, %s batches an epoch%s",
                 store.folder,
                 f"{store.rows:,}",
                 f", of which the filter ({row_filter.text.replace(';', ', ')}) keeps {self._order.rows:,}"
                 if row_filter.text
                 else "",
                 f"{self.batches_per_epoch:,}",
-                f"{self._order.rows - self.batches_per_epoch * config.batch_tokens:,}",
-                f"{self._order.rows:,}",
+                f"; {left:,} rows fill no batch of an epoch, other ones in every epoch" if left else "",
             )
 
     @property

@@ -221,6 +221,20 @@ def test_a_device_that_is_not_there_is_refused(model: LanguageModel) -> None:
         ActivationsStore(model, ["a text"], HOOK, device="cuda:77")
 
 
+def test_arguments_of_saelens_that_are_not_taken_say_what_to_do(model: LanguageModel) -> None:
+    with pytest.raises(UserError, match="ActivationsStore: hook_layer=2 is not taken; hook_name says the layer"):
+        ActivationsStore(model, TEXTS, HOOK, hook_layer=2)
+    with pytest.raises(UserError, match="ActivationsStore: argument=contxt_size is not known; did you mean"):
+        ActivationsStore(model, TEXTS, HOOK, contxt_size=2)
+    store = ActivationsStore(model, TEXTS, HOOK, **SMALL, normalize_activations="none", hook_head_index=None)
+    assert repr(store) == f"ActivationsStore({HOOK} on {store.source.data.path})"
+    with pytest.raises(UserError, match=r"batch_size=-1 is out of range; give at least 1"):
+        store.get_batch_tokens(-1)
+    with pytest.raises(UserError, match=r"seqpos_slice=\[\] is no run of positions"):
+        ActivationsStore(model, TEXTS, HOOK, seqpos_slice=[])
+    assert ActivationsStore(model, TEXTS, HOOK, **SMALL, dtype="bfloat16").next_batch().dtype == torch.bfloat16
+
+
 def test_no_hook_is_refused(model: LanguageModel) -> None:
     with pytest.raises(UserError, match="hook_name is an empty list"):
         ActivationsStore(model, TEXTS, [], **SMALL)

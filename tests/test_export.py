@@ -103,6 +103,13 @@ def test_a_name_that_is_too_long_is_refused(run: Path, tmp_path: Path) -> None:
         export(run, tmp_path / ("a" * 300))
 
 
+def test_a_readme_of_the_user_s_own_stays(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "out")
+    (tmp_path / "out/README.md").write_text("mine")
+    export(run, tmp_path / "out")
+    assert (tmp_path / "out/README.md").read_text() == "mine"
+
+
 def test_a_card_of_strange_metadata(tmp_path: Path) -> None:
     saelens.save(small_saes.make("topk", k=4), tmp_path / "sae", metadata={"model_name": 5, "hook_name": 5})
     export(tmp_path / "sae", tmp_path / "out")

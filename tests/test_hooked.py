@@ -1,5 +1,6 @@
 """A model runs with functions at its hook points and caches what passes them, alike in each way of running it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -217,6 +218,17 @@ def test_a_device_that_is_not_there(plain: HookedSAETransformer) -> None:
         with pytest.raises(UserError, match=r"device=cuda:77 is not on this machine .*; give cpu, or a device that is"):
             plain.to(given)
     assert plain.to(torch.float32) is plain.to("cpu")
+
+
+def test_a_function_that_changes_the_shape_is_refused(model: HookedSAETransformer) -> None:
+    with pytest.raises(UserError, match=rf"at {HOOK} returned shape \[1, 9, \d+\] for \[2, 9, \d+\]; let it return"):
+        model.run_with_hooks(IDS, fwd_hooks=[(HOOK, lambda found, hook: found[:1])])
+
+
+def test_a_model_says_what_it_is(plain: HookedSAETransformer) -> None:
+    assert re.fullmatch(r"HookedSAETransformer\(.*, 3 blocks, through Hugging Face\)", repr(plain))
+    with plain.saes(saes=[make()]):
+        assert repr(plain).endswith(f", with SAEs at {HOOK})")
 
 
 def test_permanent_functions_and_those_in_front(model: HookedSAETransformer) -> None:

@@ -77,7 +77,8 @@ def test_what_cannot_be_had_is_said_with_what_can(files: dict[str, bytes], tmp_p
         done = opened(hub, tmp_path, REPO, SAE_ID, json.dumps({"revision": "absent"}))
         assert "revision=absent is no branch, tag or commit" in done.stderr
     done = opened(hub, tmp_path, "owner/other", "layer_3", HF_HUB_OFFLINE="1")
-    assert f"in the cache is {REPO}" in done.stderr, done.stderr
+    assert f"cache on this machine, which has {REPO}" in done.stderr, done.stderr
+    assert 'run `hf download owner/other --include "layer_3/*"`' in done.stderr
 
 
 def test_a_folder_is_opened_by_the_same_call(files: dict[str, bytes], tmp_path: Path) -> None:

@@ -92,9 +92,10 @@ EFFECTS: list[tuple[dict[str, Any], str, Any, dict[str, Any]]] = [
     ({"train_batch_size": 100}, "dead_feature_window", 7, {"sae.dead_after_tokens": 700}),
     ({}, "log_to_wandb", True, {"logger.name": "wandb"}),
     ({"wandb_log_frequency": 30}, "eval_every_n_wandb_logs", 2, {"train.evaluate_every_steps": 60}),
+    ({}, "compile_sae", True, {"train.compile": True}),
     ({"eval_batch_size_prompts": 3, "context_size": 10}, "n_eval_batches", 2, {"evaluate.tokens": 60}),
 ]
-OF_THE_RUN = {"d_in", "output_path"}
+OF_THE_RUN = {"d_in", "output_path", "checkpoint_path"}
 """Names that a run itself reads; tests of runs are below."""
 OWNERS = {
     "gated": ("l1_coefficient",),
@@ -195,13 +196,13 @@ def test_nested_names_do_as_flat_ones(sae: Any, architecture: str) -> None:
     )
     assert cfg.to_run_config() == flat.to_run_config()
     assert cfg.to_run_config().sae.architecture == architecture
-    assert cfg.to_run_config().run.dir == "runs/x"
+    assert re.fullmatch("runs/x-[0-9a-f]{8}", cfg.checkpoint_path)
     assert cfg.sae.d_sae == cfg.d_sae == 64
 
 
 def test_partial_calls_construct_and_defaults_are_theirs() -> None:
     cfg = LanguageModelSAERunnerConfig()
-    assert (cfg.seed, cfg.train_batch_size_tokens, cfg.checkpoint_path) == (42, 4096, None)
+    assert (cfg.seed, cfg.train_batch_size_tokens, cfg.all_given().get("checkpoint_path")) == (42, 4096, None)
     config = cfg.to_run_config()
     assert (config.optim.grad_clip, config.sae.normalize_activations, config.store.seed) == (1.0, "none", 42)
     assert config.data.exclude_special_tokens is False
@@ -226,6 +227,7 @@ def test_partial_calls_construct_and_defaults_are_theirs() -> None:
         ({"normalize_activations": "layer_norm"}, "sae.normalize_activations=layer_norm is not known"),
         ({"saepipe": {"store.type": "int8"}}, "store.type is not known"),
         ({"saepipe": {"overrides.x": 1}}, "overrides.x is not known"),
+        ({"saepipe": {"foo": 1}}, r"saepipe key=foo is not known; .*as store.dtype"),
     ],
 )
 def test_what_cannot_be_is_refused(given: dict[str, Any], says: str) -> None:
@@ -237,10 +239,17 @@ def test_runs_that_differ_in_training_share_a_store_and_no_folder() -> None:
     one, two = (LanguageModelSAERunnerConfig(**FLAT, l1_coefficient=value).to_run_config() for value in (1.0, 2.0))
     assert one.store.dir == two.store.dir
     assert one.run.dir != two.run.dir
-    kept = LanguageModelSAERunnerConfig(**FLAT, checkpoint_path="out/run", saepipe={"store.dtype": "int8"})
-    assert kept.to_run_config().run.dir == "out/run"
-    assert kept.to_run_config().store.dir.startswith("out/stores/demo-")
-    assert kept.to_run_config().store.dtype == "int8"
+    given = {**FLAT, "checkpoint_path": "out/runs", "saepipe": {"store.dtype": "int8"}}
+    kept = LanguageModelSAERunnerConfig(**given).to_run_config()
+    assert re.fullmatch(r"out/runs/standard-[0-9a-f]{8}", kept.run.dir)
+    assert kept.store.dir.startswith("out/stores/demo-")
+    assert kept.store.dtype == "int8"
+    # A loop over a setting, as it is written for SAELens
+    loop = [LanguageModelSAERunnerConfig(**given, run_name="l1", l1_coefficient=value) for value in (1.0, 2.0, 1.0)]
+    assert loop[0].checkpoint_path == loop[2].checkpoint_path != loop[1].checkpoint_path
+    assert re.fullmatch(r"out/runs/l1-[0-9a-f]{8}", loop[0].checkpoint_path)
+    chosen = LanguageModelSAERunnerConfig(**{**given, "saepipe": {"run.dir": "out/mine"}})
+    assert chosen.checkpoint_path == "out/mine"
 
 
 METRICS = {"l0", "explained_variance", "ce_loss_score", "dead_fraction", "metrics/l0", "losses/mse_loss"}
@@ -341,14 +350,24 @@ def test_names_that_are_elsewhere_say_what_to_use() -> None:
         from saepipe import run_evals  # noqa: F401
     with pytest.raises(ImportError, match=r"saepipe has no JumpReLUSAE; use SAE: it opens every architecture"):
         from saepipe import JumpReLUSAE  # noqa: F401
+    with pytest.raises(ImportError, match=r"use saepipe.pretrained.list"):
+        from saepipe import get_pretrained_saes_directory  # noqa: F401
     with pytest.raises(ImportError, match=r"cannot import name 'Sae' from 'saepipe'"):
         from saepipe import Sae  # noqa: F401
+    assert {"pretrained", "neuronpedia", "SAE"} <= {*dir(saepipe)}
+    assert saepipe.neuronpedia.page("gpt2-small/8-res-jb", 1).endswith("/1")
 
 
 def test_a_configuration_shows_its_names_and_says_what_it_holds() -> None:
     shown = inspect.signature(LanguageModelSAERunnerConfig).parameters
     assert [*shown][:3] == ["sae", "logger", "saepipe"]
     assert {*shown} == {"sae", "logger", "saepipe", *KNOWN}
+    assert {"k", "d_sae", "aux_loss_coefficient"} <= {*inspect.signature(TopKTrainingSAEConfig).parameters}
+    assert "l1_coefficient" not in inspect.signature(TopKTrainingSAEConfig).parameters
+    with pytest.raises(UserError, match=r"TopKTrainingSAEConfig\(128, ...\): give every value by its name"):
+        TopKTrainingSAEConfig(128, 512)
+    with pytest.raises(UserError, match=r"sae='demo' is no TrainingSAEConfig"):
+        LanguageModelSAERunnerConfig("demo")
     assert shown["context_size"].default == 128
     config = LanguageModelSAERunnerConfig(sae=TopKTrainingSAEConfig(k=4), training_tokens=10_000)
     assert (config.total_training_tokens, config.total_training_steps) == (10_000, 2)

@@ -337,7 +337,7 @@ def test_what_an_epoch_leaves_out_is_said_once(store: Store, caplog: pytest.LogC
         next(batches)
     batches.close()
     (record,) = caplog.records
-    assert "13 batches an epoch; 320 of 12,800 rows are left out of each" in record.getMessage()
+    assert "13 batches an epoch; 320 rows fill no batch of an epoch, other ones in every epoch" in record.getMessage()
 
 
 def test_the_disk_is_told_of_every_block_before_it_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

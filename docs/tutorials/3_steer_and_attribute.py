@@ -17,7 +17,7 @@ if not Path(FOLDER).exists():
 TEXTS = ["GET /index.html HTTP/1.1", "Dear Sir or Madam,", "def add(a, b):", "Once upon a time", "POST /users HTTP/1.1"]
 
 sae = SAE.load(FOLDER)
-model = HookedSAETransformer.from_pretrained_no_processing(sae.cfg.metadata.model_name)
+model = HookedSAETransformer.from_pretrained(sae.cfg.metadata.model_name)
 hook = sae.cfg.metadata.hook_name
 
 # %% The latent that tells two HTTP requests from the other texts
@@ -50,12 +50,13 @@ def steer(activations: torch.Tensor, hook: object) -> torch.Tensor:
 for name, hooks in {"as it is": [], "steered": [(hook, steer)]}.items():
     print(f"{name}: {model.generate('The', max_new_tokens=20, do_sample=False, fwd_hooks=hooks, verbose=False)!r}")
 
-# %% Attribution: how much each latent adds to the logit of a next token, through its direction and the unembedding
+# %% Attribution: how much each latent adds to the logit of a next token, through its direction and the unembedding,
+# whose columns have the final norm's weights folded in; what that norm divides by is the same for all latents.
 prompt, target = "GET /index.html", " HTTP"
 token = model.to_tokens(target, prepend_bos=False)[0, 0]
-_, cache = model.run_with_cache(prompt, names_filter=[hook])
+_, cache = model.run_with_cache(prompt, names_filter=[hook, "ln_final.hook_scale"])
 features = sae.encode(cache[hook])[0, -1]
-direct = features * (sae.W_dec @ model.W_U[:, token])
+direct = features * (sae.W_dec @ model.W_U[:, token]) / cache["ln_final.hook_scale"][0, -1]
 for number in direct.topk(5).indices.tolist():
     print(f"latent {number}: active at {float(features[number]):.2f}, adds {float(direct[number]):+.2f}")
 

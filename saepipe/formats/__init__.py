@@ -15,6 +15,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saepipe import durable
 from saepipe.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -37,7 +38,11 @@ def detect(path: str | Path) -> str:
         UserError: It is not there, or in none of them; the message says what each one looks for.
     """
     path = Path(path).expanduser()
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that is too long, a folder that nobody lets us into
+        raise UserError(f"{path} cannot be read ({error.strerror}); give another folder") from error
+    if not there:
         raise UserError(f"{path} does not exist; give the folder of an SAE, such as the sae folder of a finished run")
     for name in FORMATS:
         if _module(name).recognises(path):
@@ -123,14 +128,18 @@ def save(
     """
     if format not in WRITTEN:
         raise unknown("format", format, WRITTEN)
-    folder = Path(folder).expanduser()
+    try:
+        folder = Path(folder).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{folder} cannot be found ({error}); give another folder") from error
     other = next((name for name in FORMATS if name != format and _module(name).recognises(folder)), None)
     if other:
         raise UserError(f"{folder} has an SAE in the format {other}, which this would mix with; choose another folder")
     if sparsity is None and sae.log_sparsity is not None:
         # Without the floor that writing adds, or a silent latent would seem to fire more with each copy
         sparsity = (10 ** sae.log_sparsity.cpu().double() - _module("saelens").SPARSITY_FLOOR).clamp(min=0)
-    _module(format).save(sae, folder, metadata=sae.metadata if metadata is None else metadata, sparsity=sparsity)
+    with durable.disk_errors("folder", folder):
+        _module(format).save(sae, folder, metadata=sae.metadata if metadata is None else metadata, sparsity=sparsity)
 
 
 def _module(name: str) -> Any:

@@ -110,6 +110,7 @@ def assemble(
     sae = _filled(found, weights, weights_path, dtype, device)
     sae.token_norm = vars(sae.cfg)["normalize_activations"] = found.token_norm
     sae.metadata = found.metadata
+    sae.opened = True
     return sae.requires_grad_(False)
 
 

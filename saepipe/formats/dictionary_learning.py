@@ -145,11 +145,10 @@ def save(
         widths = [0, *sae.inner_widths, sae.d_sae]
         trainer["group_sizes"] = [end - start for start, end in pairwise(widths)]
         tensors["group_sizes"] = torch.tensor(trainer["group_sizes"])
-    details = {"training_architecture_details": dataclasses.asdict(sae.cfg)}
     config = {
         "trainer": trainer,
         "buffer": {"ctx_len": metadata.get("context_size")},
-        "metadata": dict(metadata) | details,
+        "metadata": writing.record(sae, metadata),
     }
     writing.folder(Path(folder), CONFIG, config, {WEIGHTS: writing.pickled(tensors)})
 

@@ -11,7 +11,6 @@ Folders that SAELens before version 6 wrote (`saelens5`), and checkpoints of its
 as well.
 """
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -68,9 +67,8 @@ def save(
     """
     values, folded = sae.folded()
     weights = writing.finished(sae, folded)
-    if sae.is_transcoder:
-        values["architecture"] = _transcoder_name(values["architecture"], skip=sae.cfg.skip_connection)
-    if values["architecture"] not in _KNOWN_THERE:
+    values["architecture"] = _name_there(sae, values["architecture"])
+    if not saelens_knows(sae):
         log.warning(
             "%s: SAELens %s has no architecture %s, so that this opens in saepipe alone",
             *(folder, SAE_LENS_VERSION, values["architecture"]),
@@ -80,12 +78,10 @@ def save(
         "dtype": str(sae.W_enc.dtype).removeprefix("torch."),
         "device": "cpu",
         "metadata": {
-            **_with_head_index(metadata),
+            **writing.record(sae, _with_head_index(metadata)),
             "sae_lens_version": SAE_LENS_VERSION,
             "sae_lens_training_version": None,  # else SAELens writes its own version here
             "saepipe_version": saepipe.__version__,
-            "training_architecture": sae.cfg.architecture,
-            "training_architecture_details": dataclasses.asdict(sae.cfg),
         },
     }
     logs = None
@@ -100,6 +96,17 @@ def save(
         SPARSITY: None if logs is None else writing.tensors({"sparsity": logs}),
     }
     writing.folder(Path(folder), CONFIG, config, files)
+
+
+def saelens_knows(sae: SAE) -> bool:
+    """Say whether SAELens has a class for an SAE, as `save` writes it."""
+    written = "jumprelu" if sae.cfg.architecture in _AS_TRAINED.values() else sae.cfg.architecture
+    return _name_there(sae, written) in _KNOWN_THERE
+
+
+def _name_there(sae: SAE, architecture: str) -> str:
+    """Name an SAE's architecture as SAELens does, which has names of their own for transcoders."""
+    return _transcoder_name(architecture, skip=sae.cfg.skip_connection) if sae.is_transcoder else architecture
 
 
 def load(

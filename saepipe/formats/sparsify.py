@@ -7,7 +7,6 @@ What the run was is in `config.json` of the folder above, and the hook is the fo
 `normalize_decoder` say how training went, and nothing of what the SAE does.
 """
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -111,7 +110,7 @@ def save(
         "skip_connection": sae.cfg.skip_connection,
         "transcode": sae.is_transcoder,
         "d_in": sae.d_in,
-        "metadata": dict(metadata) | {"training_architecture_details": dataclasses.asdict(sae.cfg)},
+        "metadata": writing.record(sae, metadata),
     }
     files = {WEIGHTS: writing.tensors(writing.finished(sae, weights, names))}
     writing.folder(Path(folder), CONFIG, config, files)

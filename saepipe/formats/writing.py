@@ -1,5 +1,6 @@
 """What the formats share that are written: weights for raw activations, and folders that never open as a mixture."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -105,6 +106,22 @@ def folder(path: Path, config_name: str, config: dict[str, Any], files: Mapping[
         else:
             durable.write(path / name, write)
     durable.write_text(path / config_name, text)
+
+
+def record(sae: SAE, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata with how the SAE was trained: as it says itself where that is known, else by its configuration.
+
+    An SAE that was opened has the keys of training at their defaults where its file did not say: they are left out.
+
+    Args:
+        sae: The SAE.
+        metadata: What it was trained on.
+    """
+    if "training_architecture" in metadata or "training_architecture_details" in metadata:
+        return dict(metadata)
+    own = {"training_architecture": str(sae.cfg.architecture)}
+    details = {} if sae.opened else {"training_architecture_details": dataclasses.asdict(sae.cfg)}
+    return dict(metadata) | own | details
 
 
 def refuse(sae: SAE, library: str, reason: str) -> UserError:

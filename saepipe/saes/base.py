@@ -58,7 +58,13 @@ class SAE(Stored, nn.Module, ABC):
         self.is_transcoder = d_out is not None
         self.d_in, self.d_out, self.d_sae = d_in, d_out or d_in, cfg.resolve(d_in)
         self.cfg: Any = copy.copy(cfg)  # Any: each architecture reads its own keys; a copy: it gets this SAE's
-        vars(self.cfg).update(architecture=Name(cfg.architecture), d_in=d_in, d_sae=self.d_sae, metadata=Metadata())
+        vars(self.cfg).update(
+            architecture=Name(cfg.architecture),
+            d_in=d_in,
+            d_sae=self.d_sae,
+            expansion=cfg.expansion if self.d_sae % d_in else self.d_sae // d_in,
+            metadata=Metadata(),
+        )
         self.token_norm = "none"
         """One of TOKEN_NORMS: what another library normalised each token by."""
         self._moments: token_norm.Moments | None = None

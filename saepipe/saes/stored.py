@@ -69,6 +69,8 @@ class Stored:
     """The part of an SAE that knows of folders and releases; `sae, cfg_dict, sparsity = sae` takes it apart."""
 
     cfg: Any
+    opened: bool = False
+    """Whether it comes from a file, which may not say how it was trained."""
     use_error_term: bool = False
     """Add, in an autoencoder's `forward` and where it is attached to a model, what it lacks, held fixed."""
     log_sparsity: Float[Tensor, " d_sae"] | None = None
@@ -107,6 +109,10 @@ class Stored:
         """Give SAE, configuration and sparsity, as SAELens's `from_pretrained` did before version 6."""
         yield from (self, self.cfg_dict, self.log_sparsity)
 
+    def __getitem__(self, number: int) -> Any:
+        """Give one of these three: `SAE.from_pretrained(...)[0]` is how it was written before version 6."""
+        return (self, self.cfg_dict, self.log_sparsity)[number]
+
     @classmethod
     def from_pretrained(
         cls,
@@ -140,7 +146,7 @@ class Stored:
         if converter is not None:
             raise UserError("converter is not taken; open the SAE with SAELens, save_model it, and give that folder")
         sae: SAE = pretrained.load(
-            release, sae_id, device=device, dtype=_dtype(dtype), revision=revision, force_download=force_download
+            release, sae_id, device=device, dtype=dtype_of(dtype), revision=revision, force_download=force_download
         )
         if fold_W_dec_norm:
             sae.fold_W_dec_norm()
@@ -161,7 +167,7 @@ class Stored:
         """Open a folder or file in any format that is read here; see `saepipe.formats.load`."""
         from saepipe.formats import load
 
-        return load(folder, device=device, dtype=_dtype(dtype))
+        return load(folder, device=device, dtype=dtype_of(dtype))
 
     @classmethod
     def load_from_disk(
@@ -184,12 +190,17 @@ class Stored:
         """
         from saepipe.formats import saelens, save
 
-        path = Path(path).expanduser()
         save(self, path, sparsity=sparsity)
+        path = Path(path).expanduser()
         return path / saelens.WEIGHTS, path / saelens.CONFIG
 
 
-def _dtype(given: torch.dtype | str) -> torch.dtype:
+def dtype_of(given: torch.dtype | str) -> torch.dtype:
+    """Find a type by its name; also by that of torch's, with `torch.` in front.
+
+    Raises:
+        UserError: There is no such type.
+    """
     found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
     if not isinstance(found, torch.dtype):
         raise UserError(f"dtype={given} is no type of torch's; give one such as float32 or bfloat16")

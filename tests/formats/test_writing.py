@@ -9,6 +9,7 @@ from small_saes import D_IN, data, make
 from saepipe import SAE, formats, saes
 from saepipe.errors import UserError
 from saepipe.formats import writing
+from saepipe.model_card import model_card
 
 
 @pytest.mark.parametrize("wanted", [True, False])
@@ -78,6 +79,45 @@ def test_formats_that_are_none_are_named(tmp_path: Path) -> None:
         formats.detect(tmp_path / "run")
     with pytest.raises(UserError, match="does not exist"):
         formats.detect(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", formats.WRITTEN)
+def test_an_sae_that_was_opened_keeps_what_is_known_of_its_training(name: str, tmp_path: Path) -> None:
+    trained = make("topk", k=3, dead_after_tokens=77)
+    formats.save(trained, tmp_path / "a", format=name)
+    opened = formats.load(tmp_path / "a")
+    for other in formats.WRITTEN:
+        formats.save(opened, tmp_path / other, format=other)
+        known = formats.load(tmp_path / other).metadata
+        assert known["training_architecture"] == "topk"
+        assert known["training_architecture_details"]["dead_after_tokens"] == 77
+    opened.metadata = {}  # as in a folder that another library wrote
+    formats.save(opened, tmp_path / "b")
+    assert "training_architecture_details" not in formats.load(tmp_path / "b").metadata
+    assert formats.load(tmp_path / "b").metadata["training_architecture"] == "topk"
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])
+def test_an_sae_that_an_export_makes_another_one_is_still_known(name: str, tmp_path: Path) -> None:
+    widths = {"matryoshka_widths": [8, 48]} if name == "matryoshka" else {}
+    formats.save(make(name, k=5.0, **widths), tmp_path / "a")
+    opened = formats.load(tmp_path / "a")
+    assert opened.cfg.architecture == "jumprelu"
+    formats.save(opened, tmp_path / "b")
+    known = formats.load(tmp_path / "b").metadata
+    assert known["training_architecture"] == name
+    assert known["training_architecture_details"]["k"] == 5.0
+    assert model_card(opened, format="saelens").count(f"jumprelu, trained as {name}") == 1
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux has a folder where nobody can make one")
+def test_folders_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="folder=/proc/x cannot be written"):
+        make("topk", k=3).save_model("/proc/x")
+    with pytest.raises(UserError, match=r"cannot be found .*; give another folder"):
+        make("topk", k=3).save_model("~nobody-of-that-name/x")
+    with pytest.raises(UserError, match="cannot be read"):
+        formats.load(tmp_path / ("x" * 300))
 
 
 @pytest.mark.parametrize("value", [float("nan"), torch.float32])

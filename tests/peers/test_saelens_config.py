@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+import saepipe
 from saepipe import saelens
 from saepipe.saelens_names import DEFAULTS, IGNORED, KNOWN, RULES, TRANSLATED
 
@@ -25,6 +26,13 @@ def test_every_field_is_known(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in CONFIGS if "Training" in name and name != "TrainingSAEConfig"])
 def test_an_architecture_has_its_name(name: str) -> None:
     assert getattr(saelens, name).architecture() == getattr(sae_lens, name).architecture()
+
+
+@pytest.mark.parametrize("name", sae_lens.__all__)
+def test_a_name_of_the_front_door_is_here_or_says_what_to_use(name: str) -> None:
+    if name not in saepipe.__all__:
+        with pytest.raises(ImportError, match=f"saepipe has no {name}; "):
+            getattr(saepipe, name)
 
 
 def test_defaults_are_theirs() -> None:
