@@ -42,6 +42,7 @@ def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.prove
 def test_a_llama_folder_and_a_parquet_file(parquet: Path, tmp_path: Path) -> None:
     small_models.make(tmp_path / "llama", "llama")
     cache = ["model.name=llama", "model.hooks=[blocks.2.hook_resid_post]", f"data.path={parquet}", "data.column=body"]
@@ -62,6 +63,7 @@ def test_a_llama_folder_and_a_parquet_file(parquet: Path, tmp_path: Path) -> Non
     assert "<html" in (tmp_path / "runs/x/features/index.html").read_text()[:500]
 
 
+@pytest.mark.prove
 def test_gemma2b_on_a_small_gemma_folder(parquet: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = GemmaConfig(

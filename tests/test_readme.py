@@ -64,6 +64,7 @@ def test_every_block_says_how_it_is_tested() -> None:
         assert re.match(r"skip, .+|run$|small .+|file .+", block.mark), f"no mark above:\n{block.body}"
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("number", RUN)
 def test_block_runs(folder: Path, number: int) -> None:
     block = BLOCKS[number]

@@ -338,7 +338,7 @@ def talk(number: int) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["text", "chat", *(pytest.param(kind, marks=pytest.mark.prove) for kind in ("ids", "unpacked", "demo"))]
+    "kind", ["text", *(pytest.param(kind, marks=pytest.mark.prove) for kind in ("chat", "ids", "unpacked", "demo"))]
 )
 def test_sigkill_again_and_again_changes_no_byte(tmp_path: Path, kind: str) -> None:
     kills = run_script(KILLS, tmp_path, kind)
