@@ -37,7 +37,7 @@ demo-model: $(READY) ## Train the embedded language model anew
 test: $(READY) ## Run the tests (ARGS="-k shards" runs some)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-prove: $(READY) ## Run what is promised in full: the demo from a fresh clone, kills, faults (KILLS=20 FLIPS=1000; minutes)
+prove: $(READY) ## Run what is promised in full: the demo from a fresh clone, the README, kills, faults (KILLS=20 FLIPS=1000; minutes)
 	PROVE_KILLS=$(KILLS) PROVE_FLIPS=$(FLIPS) $(BIN)/python -m pytest -s -m prove tests $(ARGS)
 
 test-cluster: $(READY) ## Bring up a real SLURM and run pipelines on it (as root; installs it with apt; minutes)

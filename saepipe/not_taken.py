@@ -1,4 +1,4 @@
-"""What TransformerLens' and SAELens's own classes take and ours do not, and what to do instead."""
+"""What TransformerLens and SAELens have and we do not, arguments and names, and what to do instead."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -60,6 +60,60 @@ STORE = {
     "override_dataset": "give it as dataset",
 }
 """Arguments of `ActivationsStore`."""
+
+_ONE_CLASS = "use SAE: it opens every architecture, and says which in sae.cfg.architecture"
+_RUNS = "train with python -m saepipe.train, or with SAETrainingRunner"
+FRONT_DOOR = {
+    **dict.fromkeys(
+        (
+            *("StandardSAE", "GatedSAE", "TopKSAE", "JumpReLUSAE", "Transcoder", "SkipTranscoder"),
+            *("JumpReLUTranscoder", "JumpReLUSkipTranscoder", "PretrainedSaeDiskLoader"),
+            "PretrainedSaeHuggingfaceLoader",
+        ),
+        _ONE_CLASS,
+    ),
+    **dict.fromkeys(
+        (
+            *("StandardTrainingSAE", "GatedTrainingSAE", "TopKTrainingSAE", "JumpReLUTrainingSAE"),
+            *("BatchTopKTrainingSAE", "MatryoshkaBatchTopKTrainingSAE", "SAETrainer", "MultiSAETrainingRunner"),
+        ),
+        _RUNS,
+    ),
+    "CacheActivationsRunner": "use saepipe.cache.cache",
+    "CacheActivationsRunnerConfig": "use saepipe.config.RunConfig with saepipe.cache.cache",
+    **dict.fromkeys(
+        ("PretokenizeRunner", "PretokenizeRunnerConfig", "pretokenize_runner"),
+        "saepipe.cache.cache tokenizes by itself, and keeps the tokens beside the activations",
+    ),
+    "run_evals": "use saepipe.evaluate.evaluate, whose inclusive_ figures are defined as there",
+    "upload_saes_to_huggingface": "use python -m saepipe.export RUN --to hub owner/name",
+    **dict.fromkeys(
+        (
+            *("SAEConfig", "TrainingSAEConfig", "StandardSAEConfig", "GatedSAEConfig", "TopKSAEConfig"),
+            *("JumpReLUSAEConfig", "TranscoderConfig", "SkipTranscoderConfig", "JumpReLUTranscoderConfig"),
+            "JumpReLUSkipTranscoderConfig",
+        ),
+        "an SAE's own configuration is sae.cfg; the classes are in saepipe.saes",
+    ),
+    **dict.fromkeys(
+        ("register_sae_class", "register_sae_training_class"),
+        "a file in saepipe/saes is an architecture (see the README)",
+    ),
+    **dict.fromkeys(
+        (
+            *("AbsTopKSAE", "AbsTopKSAEConfig", "AbsTopKTrainingSAE", "AbsTopKTrainingSAEConfig", "TemporalSAE"),
+            *("TemporalSAEConfig", "MatchingPursuitSAE", "MatchingPursuitTrainingSAE", "MatchingPursuitSAEConfig"),
+            "MatchingPursuitTrainingSAEConfig",
+        ),
+        "that architecture is not here; a file in saepipe/saes would be one",
+    ),
+    "MultiSAEEvaluator": "use saepipe.evaluate.evaluate, run by run",
+    "MultiSAETrainingRunnerConfig": _RUNS,
+    "get_pretrained_saes_directory": "use saepipe.pretrained.list",
+    "get_neuronpedia_quick_list": "use saepipe.neuronpedia.quick_list",
+    "SAETransformerBridge": "use HookedSAETransformer, which is one class over both",
+}
+"""Names that SAELens has at its front door -> what to use instead."""
 
 _NOTHING = {
     "normalize_activations": ("none",),
