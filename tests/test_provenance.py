@@ -18,12 +18,13 @@ def test_the_commit_is_the_checkouts_own(tmp_path: Path) -> None:
     """An installed package below another project's checkout has no commit; a tracked one has, and a + if changed."""
     package = tmp_path / "saepipe"
     package.mkdir()
-    for name in ("__init__.py", "provenance.py"):
-        shutil.copy(Path(provenance.__file__).parent / name, package)
+    (package / "__init__.py").write_text("__version__ = 'ours'\n")
+    shutil.copy(provenance.__file__, package)
 
     def commit() -> str:
         code = "from saepipe import provenance; print(provenance.git_commit())"
-        return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True).stdout.strip()
+        printed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return printed.stdout.strip()
 
     def git(*words: str) -> None:
         identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
