@@ -25,6 +25,7 @@ FIGURES = {
     "ce_loss_score": "CE score",
     "kl_div_score": "KL score",
     "dead_fraction": "dead latents",
+    "dense_fraction": "dense latents",
 }
 """What is compared, as `saepipe.evaluate` names it -> its words."""
 
@@ -71,6 +72,9 @@ def _row(folder: Path, root: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"point": folder.name, "state": _state(summary, failure, figures)}
     row |= {"architecture": config.sae.architecture, **named}
     row |= {name: figures.get(name) for name in FIGURES}
+    targets: dict[str, dict[str, Any]] = figures.get("targets", {})
+    row["targets_missed"] = "; ".join(name for name, target in targets.items() if not target["met"])
+    row["cure"] = "; ".join(target["cure"] for target in targets.values() if target["cure"])
     row["dead_in_training"] = (summary or {}).get("metrics", {}).get("sparsity/dead_features")
     row["steps"] = (summary or {}).get("steps")
     row["tokens_per_s"] = (summary or {}).get("tokens_per_s")
@@ -99,13 +103,17 @@ def _state(summary: dict[str, Any] | None, failure: str | None, figures: dict[st
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Lay rows out for the terminal."""
     head = ("point", "state", *FIGURES.values())
-    cells = [head] + [
-        (row["point"], row["state"], *(pareto.shown(name, row[name]) for name in FIGURES)) for row in rows
-    ]
+    cells = [head] + [(row["point"], row["state"], *(_judged(name, row) for name in FIGURES)) for row in rows]
     widths = [max(len(line[at]) for line in cells) for at in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
-    )
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    if any(row["targets_missed"] for row in rows):
+        lines.append("* misses the usual target; pareto.html says which key to change")
+    return "\n".join(lines)
+
+
+def _judged(name: str, row: dict[str, Any]) -> str:
+    missed = name in row["targets_missed"].split("; ")
+    return f"{pareto.shown(name, row[name])}{'*' if missed else ''}"
 
 
 def main() -> None:

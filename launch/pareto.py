@@ -15,6 +15,8 @@ _COLUMNS = {
     "ce_loss_score": "CE score",
     "kl_div_score": "KL score",
     "dead_fraction": "dead latents",
+    "dense_fraction": "dense latents",
+    "cure": "to meet the usual targets",
     "tokens_per_s": "tokens/s",
 }
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 460, 320, 62, 44, 30, 16
@@ -24,6 +26,9 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
+td:nth-child(9) { text-align: left; font-size: .85em; }
+.missed { color: #b3261e; }
+@media (prefers-color-scheme: dark) { .missed { color: #ff8a80; } }
 svg { max-width: 100%; height: auto; }
 """
 _SVG_STYLE = (
@@ -64,7 +69,12 @@ def _cell(name: str, row: dict[str, Any]) -> str:
     if name == "point" and row.get("features"):
         return f'<a href="{quote(row["features"])}">{html.escape(row["point"])}</a>'
     value = row.get(name)
-    return html.escape(shown(name, value) if name not in ("point", "state") else str(value))
+    if name in ("point", "state", "cure"):
+        return html.escape(str(value or ""))
+    missed = name in row.get("targets_missed", "").split("; ")
+    return (
+        f'<span class="missed" title="misses the target">{shown(name, value)}</span>' if missed else shown(name, value)
+    )
 
 
 def picture(rows: Sequence[dict[str, Any]]) -> str:

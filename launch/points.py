@@ -32,7 +32,7 @@ def load(overrides: Sequence[str]) -> tuple[list[RunConfig], Path]:
     plain, swept = _parted(overrides)
     names, lists = list(swept), list(swept.values())
     if not names:
-        config = entry.load_config("launch", plain)
+        config = entry.settled(entry.load_config("launch", plain))
         return [config], Path(config.run.dir)
     points = [
         [f"{name}={value}" for name, value in zip(names, chosen, strict=True)] for chosen in itertools.product(*lists)

@@ -247,8 +247,18 @@ class RunFolder(Group, group="run"):
 
     name: str = key("default", filled="give it a name")
     """Name of the run, and of its folder."""
-    dir: str = key("runs/${run.name}", filled="give it a name", folder=True)
-    """Folder of the run; in a sweep, each point has a folder in it."""
+    dir: Any = key("runs/${run.name}", filled="give it a name", folder=True)  # noqa: RUF009  (it is a field)
+    """Folder of the run; in a sweep, each point has a folder in it. `evaluate` takes a list of folders, too."""
+
+    def __post_init__(self) -> None:
+        """Check each of several folders as one is checked."""
+        given = self.dir
+        if not isinstance(given, list):
+            return super().__post_init__()
+        if not given:
+            raise UserError("run.dir=[] names no run; give one, or several")
+        self.dir = [type(self)(self.name, folder).dir for folder in given]
+        return None
 
 
 @dataclass
@@ -290,8 +300,10 @@ class EvaluateConfig(Group, group="evaluate"):
     """Held-out tokens to measure on, at most."""
     batch_prompts: int = key(32, least=1)
     """Contexts per forward pass."""
+    workers: int = key(1, least=1)
+    """Processes on this machine that divide the contexts, each on model.n_devices GPUs of its own."""
     inclusive: bool = False
-    """Give the figures that count special tokens and position 0 too, as SAELens does (two forward passes more)."""
+    """Give the figures that count special tokens and position 0 too, as SAELens does; it takes twice as long."""
     step: int | None = key(None, least=1)
     """Step whose SAE to measure (train.n_checkpoints exports them), while the run goes on too; None: the final one."""
 

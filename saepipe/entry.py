@@ -123,7 +123,7 @@ def load_config(verb: str, overrides: Sequence[str] = (), *, point: str | None =
         raise UserError(sentence(error)) from None
 
 
-def settled(config: RunConfig) -> RunConfig:
+def settled(config: RunConfig, *, several_runs: bool = False) -> RunConfig:
     """Take a configuration that may have been put together in Python to where the command line's are at the door.
 
     `${run.name}` in a folder is filled in, the architecture is typed, and types are checked; the caller's own object
@@ -132,10 +132,13 @@ def settled(config: RunConfig) -> RunConfig:
 
     Args:
         config: The configuration.
+        several_runs: Whether `run.dir` may be a list of folders.
 
     Raises:
         UserError: A value has another type than its key; the message names it.
     """
+    if isinstance(config.run.dir, list) and not several_runs:
+        raise UserError(f"run.dir={config.run.dir} is several runs, which evaluate alone takes; name one of them")
     if not logging.getLogger("saepipe").hasHandlers():
         _say("saepipe", "stderr")  # like the bars; a script's standard output is its own
     values = {item.name: getattr(config, item.name) for item in fields(config)}

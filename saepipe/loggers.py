@@ -127,6 +127,17 @@ def opened(config: RunConfig, start_step: int) -> Iterator[list[Logger]]:
                 logger.experiment.finish(exit_code=int(failed))
 
 
+def add_to_summary(config: RunConfig, figures: Mapping[str, float]) -> None:
+    """Put figures into the summary of a run's W&B run, which is made where it was trained without one.
+
+    Raises:
+        UserError: W&B is not installed, or cannot start.
+    """
+    run = _wandb(config, Path(config.run.dir)).experiment
+    run.summary.update(dict(figures))
+    run.finish()
+
+
 def log_density(logger: Logger, density: Float[Tensor, " d_sae"], step: int) -> None:
     """Show how often latents fire, as a histogram of log10, where the logger has pictures.
 
@@ -146,7 +157,7 @@ def log_density(logger: Logger, density: Float[Tensor, " d_sae"], step: int) -> 
         logger.experiment.add_histogram("plots/feature_density_line_chart", logs, step)
 
 
-def _wandb(config: RunConfig, folder: Path) -> Logger:
+def _wandb(config: RunConfig, folder: Path) -> WandbLogger:
     """Open a W&B run whose id is a hash of the run's folder, so that a resumed run continues its own charts."""
     try:
         import wandb

@@ -4,8 +4,11 @@ Callers leave special tokens and position 0 out first: one massive row lifts the
 variance from 0.75 to 0.997.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 
@@ -23,13 +26,8 @@ class ReconstructionFit:
 
     def update(self, x: Float[Tensor, "token d"], reconstruction: Float[Tensor, "token d"]) -> None:
         """Add a batch; its sums stay on its device."""
-        x, reconstruction = _double(x), _double(reconstruction)
-        error = (x - reconstruction).square().sum(-1)
-        squared, squared_reconstruction = x.square().sum(-1), reconstruction.square().sum(-1)
-        dot = (x * reconstruction).sum(-1)
-        lengths = (squared * squared_reconstruction).sqrt()
-        cosine = torch.where(lengths > 0, dot / lengths, 0.0)
-        parts = torch.stack([error, squared, squared_reconstruction, dot, cosine])
+        x = double(x)
+        parts = torch.stack(list(token_fit(x, reconstruction).values()))
         self._sums = self._sums.to(x.device) + parts.sum(1)
         self._sum_x = self._sum_x.to(x.device) + x.sum(0)
         self.rows += len(x)
@@ -55,14 +53,62 @@ class ReconstructionFit:
         }
 
 
-def ce_loss_score(clean: float, spliced: float, zeroed: float) -> float:
-    """Share of the cross entropy that the SAE keeps: 1 as the clean model, 0 as with the activation zeroed."""
-    return (zeroed - spliced) / (zeroed - clean) if zeroed != clean else float("nan")
+def token_fit(x: Float[Tensor, "token d"], reconstruction: Float[Tensor, "token d"]) -> dict[str, Tensor]:
+    """Measure each token's reconstruction, in float64.
+
+    Returns:
+        error (squared, summed over d), squared, squared_reconstruction, dot, cosine (0 where a vector is zero).
+    """
+    x, reconstruction = double(x), double(reconstruction)
+    squared, squared_reconstruction = x.square().sum(-1), reconstruction.square().sum(-1)
+    dot = (x * reconstruction).sum(-1)
+    lengths = (squared * squared_reconstruction).sqrt()
+    return {
+        "error": (x - reconstruction).square().sum(-1),
+        "squared": squared,
+        "squared_reconstruction": squared_reconstruction,
+        "dot": dot,
+        "cosine": torch.where(lengths > 0, dot / lengths, 0.0),
+    }
 
 
-def kl_div_score(spliced: float, zeroed: float) -> float:
+def ce_loss_score(
+    clean: Float64[np.ndarray, "*draw"] | float,
+    spliced: Float64[np.ndarray, "*draw"] | float,
+    ablated: Float64[np.ndarray, "*draw"] | float,
+) -> Float64[np.ndarray, "*draw"]:
+    """Share of the cross entropy that the SAE keeps: 1 as the clean model, 0 as with the activation ablated.
+
+    NaN where ablating it changes nothing.
+    """
+    lost = np.asarray(ablated, np.float64) - clean
+    return ratio(np.asarray(ablated, np.float64) - spliced, lost)
+
+
+def kl_div_score(
+    spliced: Float64[np.ndarray, "*draw"] | float, ablated: Float64[np.ndarray, "*draw"] | float
+) -> Float64[np.ndarray, "*draw"]:
     """The same for the divergence from the clean model's predictions, which is 0 for the clean model itself."""
-    return ce_loss_score(0.0, spliced, zeroed)
+    return ce_loss_score(0.0, spliced, ablated)
+
+
+def ratio(
+    above: Float64[np.ndarray, "*draw"] | float, below: Float64[np.ndarray, "*draw"] | float
+) -> Float64[np.ndarray, "*draw"]:
+    """Divide; NaN where that is not defined."""
+    above, below = np.asarray(above), np.asarray(below)
+    return np.divide(above, below, out=np.full(below.shape, np.nan), where=below != 0)
+
+
+def histogram(values: Float[Tensor, " value"], edges: Sequence[float]) -> dict[str, list[float] | list[int]]:
+    """Count values between edges; one below the first or above the last counts in the outermost bin.
+
+    Returns:
+        edges, counts (one fewer).
+    """
+    inner = torch.tensor(edges[1:-1], dtype=torch.float64)
+    bins = torch.bucketize(values.cpu().double(), inner, right=True)
+    return {"edges": list(edges), "counts": torch.bincount(bins, minlength=len(edges) - 1).tolist()}
 
 
 def geometric_median(
@@ -81,11 +127,11 @@ def geometric_median(
         The median, in float64.
     """
     parts = rows.split(4096)  # in float64, so not all rows at once
-    median = torch.stack([_double(part).sum(0) for part in parts]).sum(0) / len(rows)
+    median = torch.stack([double(part).sum(0) for part in parts]).sum(0) / len(rows)
     for _ in range(most_steps):
         weighted, weights, at_median, distances = torch.zeros_like(median), 0.0, 0, 0.0
         for part in parts:
-            offsets = _double(part) - median
+            offsets = double(part) - median
             distance = offsets.norm(dim=1)
             inverse = torch.where(distance > 0, 1 / distance, 0.0)
             weighted += inverse @ offsets
@@ -103,5 +149,6 @@ def geometric_median(
     return median
 
 
-def _double(x: Tensor) -> Tensor:
+def double(x: Tensor) -> Tensor:
+    """Convert to float64, on the CPU where the device has none."""
     return x.cpu().double() if x.device.type == "mps" else x.double()  # MPS has no float64

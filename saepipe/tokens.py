@@ -22,7 +22,7 @@ from saepipe.encoding import Encoder
 from saepipe.errors import UserError
 from saepipe.packing import Contexts, Packer
 from saepipe.sources import Document, Source
-from saepipe.token_store import SIDES, TokenStore
+from saepipe.token_store import SIDES, Side, TokenStore
 from saepipe.token_writer import TokenStoreWriter, discard_partial
 
 if TYPE_CHECKING:
@@ -98,6 +98,34 @@ def build(
         if source.data.held_out and not writer.contexts("heldout"):
             log.warning("data.held_out=%s left no whole context out: evaluation needs more", source.data.held_out)
         return writer.finish(special_ids=special_ids, roles=encoder.chat.roles if encoder.chat else [])
+
+
+def held_out(source: Source, tokenizer: "PreTrainedTokenizerBase", *, tokens: int, vocab_size: int) -> Side:
+    """Read held-out contexts alone, into memory: the same, in the same order, as `build` leaves in a token store.
+
+    Args:
+        source: Where the documents come from.
+        tokenizer: Turns text into ids, and says which ids are special.
+        tokens: Tokens wanted; fewer where the data ends, whole contexts, at least one.
+        vocab_size: How many ids the language model knows.
+
+    Raises:
+        UserError: Ids that the model does not know, or a special token that is missing.
+    """
+    encoder = Encoder(source.data, tokenizer, vocab_size)
+    needed = max(1, tokens // source.data.context_size)
+    found: list[Contexts] = [np.zeros((3, 0, source.data.context_size), np.int32)]
+    contexts = Reading(source, encoder).contexts() if source.data.held_out else iter(())
+    with progress.bar("held-out tokens", needed * source.data.context_size) as bar:
+        for sides in contexts:
+            found.append(sides["heldout"])
+            bar.update(sides["heldout"][0].size)
+            if bar.n >= needed * source.data.context_size:
+                break
+    ids, documents, roles = np.concatenate(found, 1)[:, :needed]
+    names = tuple(encoder.chat.roles) if encoder.chat else ()
+    special = np.isin(ids, encoder.special_ids)
+    return Side(ids, documents, special, roles.astype(np.uint8) if names else None, names)
 
 
 class Reading:

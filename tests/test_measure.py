@@ -1,5 +1,7 @@
 """Figures on a tiny model, against SAEs whose figures are known and a computation by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import small_models
@@ -9,7 +11,8 @@ from torch.nn import functional
 from saepipe.config import ModelConfig
 from saepipe.edits import Edit
 from saepipe.language_model import LanguageModel
-from saepipe.measure import measure
+from saepipe.measure import Subject, measure
+from saepipe.saes.base import SAE
 from saepipe.saes.standard import StandardConfig, StandardSAE
 from saepipe.token_store import Side
 
@@ -41,8 +44,24 @@ def sae_of(scale: float, *, dead: int = 0) -> StandardSAE:
     return sae
 
 
+def figures(
+    model: LanguageModel, sae: SAE, side: Side, most_tokens: int, *, target_hook: str = HOOK, **how: Any
+) -> dict[str, Any]:
+    (found,) = measure(model, [Subject(sae, HOOK, target_hook)], side, most_tokens, **how)
+    return found.compute(sae)
+
+
+def flat(found: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Name every number by its path."""
+    numbers: dict[str, Any] = {}
+    for key, value in found.items():
+        inner = dict(enumerate(value)) if isinstance(value, list) else value
+        numbers |= flat(inner, f"{prefix}{key}/") if isinstance(inner, dict) else {f"{prefix}{key}": value}
+    return numbers
+
+
 def test_a_perfect_sae_keeps_everything(model: LanguageModel, side: Side) -> None:
-    found = measure(model, sae_of(1.0), side, HOOK, 10**6, batch_prompts=4)
+    found = figures(model, sae_of(1.0), side, 10**6, batch_prompts=4)
     assert found["explained_variance"] == pytest.approx(1, abs=1e-6)
     assert found["ce_loss_score"] == pytest.approx(1, abs=1e-5)
     assert found["kl_div_with_sae"] == pytest.approx(0, abs=1e-6)
@@ -52,14 +71,14 @@ def test_a_perfect_sae_keeps_everything(model: LanguageModel, side: Side) -> Non
 
 
 def test_an_sae_that_reconstructs_zero_scores_zero(model: LanguageModel, side: Side) -> None:
-    found = measure(model, sae_of(0.0), side, HOOK, 10**6, batch_prompts=4)
+    found = figures(model, sae_of(0.0), side, 10**6, batch_prompts=4)
     assert found["ce_loss_score"] == pytest.approx(0, abs=1e-6)
     assert found["kl_div_score"] == pytest.approx(0, abs=1e-6)
 
 
 def test_figures_equal_a_computation_by_hand(model: LanguageModel, side: Side) -> None:
     sae = sae_of(0.8, dead=5)
-    found = measure(model, sae, side, HOOK, 10**6, batch_prompts=4)
+    found = figures(model, sae, side, 10**6, batch_prompts=4)
     ids = torch.from_numpy(side.ids.astype(np.int64))
     counted = torch.from_numpy(~side.special)
     counted[:, 0] = False
@@ -95,7 +114,7 @@ def test_a_transcoder_is_compared_and_spliced_in_at_its_target(model: LanguageMo
     assert sae.W_skip is not None
     with torch.no_grad():
         sae.W_skip.copy_(weights.T)
-    found = measure(model, sae, side, HOOK, 10**6, batch_prompts=4, target_hook=TARGET)
+    found = figures(model, sae, side, 10**6, batch_prompts=4, target_hook=TARGET)
     error = (y - x @ weights).square().sum(1).mean()
     variance = y.square().sum(1).mean() - y.mean(0).square().sum()
     assert found["mse"] == pytest.approx(float(error), rel=1e-4)
@@ -122,21 +141,80 @@ def test_a_transcoder_is_compared_and_spliced_in_at_its_target(model: LanguageMo
 
 
 def test_batches_do_not_change_the_figures(model: LanguageModel, side: Side) -> None:
-    one, all_at_once = (measure(model, sae_of(0.9), side, HOOK, 10**6, batch_prompts=size) for size in (1, 6))
-    for key, value in one.items():
-        assert value == pytest.approx(all_at_once[key], rel=1e-5), key
+    one, all_at_once = (figures(model, sae_of(0.9), side, 10**6, batch_prompts=size) for size in (1, 6))
+    assert one.keys() == all_at_once.keys()
+    for key, value in flat(one).items():
+        assert value == pytest.approx(flat(all_at_once)[key], rel=1e-5, abs=2e-5), key
+
+
+def test_shares_of_several_processes_add_up_to_one_reading(model: LanguageModel, side: Side) -> None:
+    subject = Subject(sae_of(0.9, dead=3), HOOK, HOOK)
+    (whole,) = measure(model, [subject], side, 10**6, batch_prompts=2, inclusive=True)
+    first, second, third = (
+        measure(model, [subject], side, 10**6, batch_prompts=2, inclusive=True, share=(part, 3))[0] for part in range(3)
+    )
+    first.merge(second)
+    first.merge(third)
+    for key, value in flat(whole.compute(subject.sae)).items():
+        assert flat(first.compute(subject.sae))[key] == pytest.approx(value, rel=1e-12), key
+
+
+def test_saes_that_are_measured_together_are_measured_as_alone(model: LanguageModel, side: Side) -> None:
+    keys = {"apply_b_dec_to_input": False, "normalize_activations": "none"}
+    transcoder = StandardSAE(StandardConfig(d_sae=8, **keys), D, D)
+    subjects = [Subject(sae_of(0.9), HOOK, HOOK), Subject(transcoder, HOOK, TARGET), Subject(sae_of(0.5), HOOK, HOOK)]
+    together = measure(model, subjects, side, 10**6, batch_prompts=4)
+    for subject, found in zip(subjects, together, strict=True):
+        (alone,) = measure(model, [subject], side, 10**6, batch_prompts=4)
+        assert flat(found.compute(subject.sae)) == pytest.approx(flat(alone.compute(subject.sae)), nan_ok=True)
+
+
+def test_what_the_mean_leaves_is_measured_beside_what_zeros_leave(model: LanguageModel, side: Side) -> None:
+    """An SAE that always gives the mean of the activations scores 0 against mean ablation, and not against zeros."""
+    ids = torch.from_numpy(side.ids.astype(np.int64))
+    counted = torch.from_numpy(~side.special)
+    counted[:, 0] = False
+    constant = sae_of(0.0)
+    with torch.no_grad():
+        constant.b_dec.copy_(model.capture(ids, [HOOK])[HOOK][counted].mean(0))
+    found = figures(model, constant, side, 10**6, batch_prompts=4)
+    assert found["ce_loss_score_mean_ablation"] == pytest.approx(0, abs=1e-5)
+    assert found["kl_div_score_mean_ablation"] == pytest.approx(0, abs=1e-5)
+    assert abs(found["ce_loss_score"]) > 1e-3
+    assert found["explained_variance"] == pytest.approx(0, abs=1e-5)
+
+
+def test_intervals_over_documents_hold_the_figures(model: LanguageModel, side: Side) -> None:
+    found = figures(model, sae_of(0.9), side, 10**6, batch_prompts=4)
+    for name in ("l0", "explained_variance", "ce_loss_score", "kl_div_score", "mse"):
+        low, high = found["confidence"][name]
+        assert low <= found[name] <= high, name
+    assert found["confidence"]["mse"][0] < found["confidence"]["mse"][1]
+
+
+def test_dense_latents_shrinkage_and_histograms(model: LanguageModel, side: Side) -> None:
+    found = figures(model, sae_of(0.8, dead=5), side, 10**6, batch_prompts=4)
+    assert found["l2_ratio"] == pytest.approx(0.8, abs=1e-6)
+    assert found["relative_reconstruction_bias"] == pytest.approx(0.8, abs=1e-6)
+    assert found["l2_norm_out"] == pytest.approx(0.8 * found["l2_norm_in"], rel=1e-6)
+    assert found["dense_latents"] > D  # of each pair of signs at least one
+    assert sum(found["histograms"]["log10_density"]["counts"]) == 2 * D
+    norms = found["histograms"]["decoder_norm"]
+    assert (norms["counts"][0], norms["counts"][-1]) == (5, 2 * D)
+    assert norms["edges"][-1] == pytest.approx(0.8)
+    assert found["nearest_cosine"] == pytest.approx(0, abs=1e-6)
 
 
 def test_no_more_tokens_than_asked_for_are_read(model: LanguageModel, side: Side) -> None:
-    assert measure(model, sae_of(1.0), side, HOOK, 2 * SEQ + 3, batch_prompts=4)["contexts"] == 2
-    assert measure(model, sae_of(1.0), side, HOOK, 1, batch_prompts=4)["contexts"] == 1
+    assert figures(model, sae_of(1.0), side, 2 * SEQ + 3, batch_prompts=4)["contexts"] == 2
+    assert figures(model, sae_of(1.0), side, 1, batch_prompts=4)["contexts"] == 1
 
 
 def test_inclusive_figures_leave_nothing_out(model: LanguageModel, side: Side) -> None:
     sae = sae_of(0.9)
-    found = measure(model, sae, side, HOOK, 10**6, batch_prompts=4, inclusive=True)
-    assert {name: value for name, value in found.items() if not name.startswith("inclusive_")} == measure(
-        model, sae, side, HOOK, 10**6, batch_prompts=4
+    found = figures(model, sae, side, 10**6, batch_prompts=4, inclusive=True)
+    assert {name: value for name, value in found.items() if not name.startswith("inclusive_")} == figures(
+        model, sae, side, 10**6, batch_prompts=4
     )
     assert found["inclusive_tokens"] == CONTEXTS * SEQ
     ids = torch.from_numpy(side.ids.astype("int64"))

@@ -1,9 +1,10 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from saepipe.metrics import ReconstructionFit, ce_loss_score, geometric_median, kl_div_score
+from saepipe.metrics import ReconstructionFit, ce_loss_score, geometric_median, histogram, kl_div_score
 
 
 def test_fit_of_a_whole_set_does_not_depend_on_the_batches() -> None:
@@ -93,3 +94,15 @@ def test_geometric_median_is_not_pulled_away_by_few_rows() -> None:
 def test_geometric_median_where_it_is_a_row(rows: list[list[float]], expected: list[float]) -> None:
     found = geometric_median(torch.tensor(rows))
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-4)
+
+
+def test_scores_of_many_draws_are_computed_at_once() -> None:
+    scores = ce_loss_score(np.array([2.0, 2.0]), np.array([3.0, 2.0]), np.array([4.0, 2.0]))
+    assert scores[0] == 0.5
+    assert math.isnan(scores[1])
+
+
+def test_a_histogram_counts_each_value_once() -> None:
+    found = histogram(torch.tensor([-5.0, 0.0, 0.5, 1.0, 1.5, 9.0]), [0.0, 1.0, 2.0])
+    assert found == {"edges": [0.0, 1.0, 2.0], "counts": [3, 3]}
+    assert histogram(torch.zeros(0), [0.0, 1.0, 2.0])["counts"] == [0, 0]

@@ -45,6 +45,21 @@ def test_points_are_compared_in_the_order_of_their_l0(tmp_path: Path) -> None:
     assert (tmp_path / "pareto.svg").read_text().startswith("<svg ")
 
 
+def test_a_missed_target_is_marked_and_its_cure_is_in_the_table(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    targets = {"l0": {"met": False, "cure": "raise sae.k (16)"}, "dead_fraction": {"met": True, "cure": ""}}
+    make(tmp_path / "sae.k=16", 16, figures={"l0": 16.0, "dead_fraction": 0.01, "targets": targets})
+    caplog.set_level("INFO", "saepipe")
+    (row,) = collect(tmp_path)
+    assert (row["targets_missed"], row["cure"]) == ("l0", "raise sae.k (16)")
+    assert "16*" in caplog.text
+    assert "1.00%*" not in caplog.text
+    page = (tmp_path / "pareto.html").read_text()
+    assert '<span class="missed" title="misses the target">16</span>' in page
+    assert "raise sae.k (16)" in page
+
+
 def test_one_run_is_a_table_of_its_own_and_none_is_refused(tmp_path: Path) -> None:
     make(tmp_path / "x", 4, figures={"l0": 4.0, "explained_variance": 0.7, "ce_loss_score": None})
     assert [row["point"] for row in collect(tmp_path / "x")] == ["x"]

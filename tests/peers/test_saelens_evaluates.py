@@ -29,6 +29,10 @@ GROUPS = {
     "kl_div_score": "model_behavior_preservation",
     "kl_div_with_sae": "model_behavior_preservation",
     "kl_div_with_ablation": "model_behavior_preservation",
+    "l2_norm_in": "shrinkage",
+    "l2_norm_out": "shrinkage",
+    "l2_ratio": "shrinkage",
+    "relative_reconstruction_bias": "shrinkage",
 }
 
 
