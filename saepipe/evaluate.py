@@ -130,7 +130,7 @@ def _measured(group: Sequence[_Asked]) -> dict[str, dict[str, Any]]:
             mine.merge(theirs)
     found = {}
     for asked, counted in zip(group, measured, strict=True):
-        sae = asked.load_sae()
+        sae = asked.load_sae().to(counted.ordinary.device)
         result = counted.compute(sae)
         seconds = time.perf_counter() - began
         result |= {

@@ -42,6 +42,11 @@ class Tally:
         self._sample: list[Tensor] = []
 
     @property
+    def device(self) -> torch.device:
+        """Where the counts are."""
+        return self._fired.device
+
+    @property
     def documents(self) -> int:
         """How many documents were counted."""
         return len(self._sums)

@@ -73,6 +73,8 @@ def test_run_evals_finds_what_evaluate_finds(architecture: str, tmp_path: Path) 
         exclude_special_tokens=False,
     )
     for name, group in GROUPS.items():
-        assert found[group][name] == pytest.approx(ours[f"inclusive_{name}"], rel=1e-4, abs=1e-4), name
+        # SAELens takes this one's mean over batches; ours is of all tokens, as the paper's.
+        near = 5e-3 if name == "relative_reconstruction_bias" else 1e-4
+        assert found[group][name] == pytest.approx(ours[f"inclusive_{name}"], rel=near, abs=near), name
     # Leaving special tokens out changes what is found, so that the test would notice.
     assert abs(ours["explained_variance"] - ours["inclusive_explained_variance"]) > 1e-3
