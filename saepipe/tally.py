@@ -152,8 +152,8 @@ class Tally:
     def _figures(self, sums: Sums) -> Sums:
         """Compute figures from sums."""
         n = sums["tokens"]
-        ce = {name: sums[name] / sums["predicted"] for name in ("ce", "ce_sae", "ce_zero", "ce_mean")}
-        kl = {name: sums[name] / sums["compared"] for name in ("kl_sae", "kl_zero", "kl_mean")}
+        ce = {name: metrics.ratio(sums[name], sums["predicted"]) for name in ("ce", "ce_sae", "ce_zero", "ce_mean")}
+        kl = {name: metrics.ratio(sums[name], sums["compared"]) for name in ("kl_sae", "kl_zero", "kl_mean")}
         # The mean of the draw would be a sum per dimension and document; that of all tokens is as good.
         offset = float((self._offset / float(self._sums.total()["tokens"][0])).square().sum())
         variance = np.maximum(sums["spread"] / n - offset, 0)

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_saes
@@ -28,57 +30,88 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {**found, "other/large.bin": b"0", "README.md": b"no SAE"}
 
 
-def opened(hub: SmallHub, home: Path, *call: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Open one in a process of its own, since the client reads its environment when it is imported."""
-    script = (
-        "import sys, json, torch\nfrom saepipe import SAE\nfrom saepipe.errors import UserError\n"
-        "torch.manual_seed(0)\n"
-        "try:\n    sae, cfg, sparsity = SAE.from_pretrained(*sys.argv[1:3], **json.loads(sys.argv[3]))\n"
-        "except UserError as error:\n    sys.exit(str(error))\n"
-        "print(json.dumps([sae.cfg.metadata.neuronpedia_id, cfg['hook_name'], sparsity.shape[0], sae.cfg.d_sae]))\n"
-    )
-    release, sae_id, *options = call
-    return subprocess.run(
-        [sys.executable, "-c", script, release, sae_id, *(options or ["{}"])],
-        env={**os.environ, **hub.environment(home), **environment},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+OPENER = """
+import json, os, sys
+from saepipe import SAE
+from saepipe.errors import UserError
+for line in sys.stdin:
+    words, options, environment = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.environ.update(environment)
+        try:
+            sae, cfg, sparsity = SAE.from_pretrained(*words, **options)
+            answer = [sae.cfg.metadata.neuronpedia_id, cfg["hook_name"], sparsity.shape[0], sae.cfg.d_sae]
+        except UserError as error:
+            answer = str(error)
+        print("answer", json.dumps(answer), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+class Opener:
+    """Opens SAEs, each in a process of its own, since the hub's client reads its environment when it is imported.
+
+    The processes are copies of one that has loaded what takes long, torch.
+    """
+
+    def __init__(self, hub: SmallHub, home: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", OPENER],
+            env={**os.environ, **hub.environment(home)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *words: str, environment: dict[str, str] | None = None, **options: Any) -> Any:
+        """Return what is known of an SAE, or the text of the error."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps([words, options, environment or {}]), file=self._process.stdin, flush=True)
+        for line in self._process.stdout:
+            if line.startswith("answer "):
+                return json.loads(line.removeprefix("answer "))
+        raise AssertionError("the process has ended")
+
+    def __enter__(self) -> "Opener":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
 
 
 def test_a_release_is_downloaded_once_and_then_found_without_a_network(files: dict[str, bytes], tmp_path: Path) -> None:
-    hub = SmallHub({REPO: dict(files)})
-    with hub.running():
-        done = opened(hub, tmp_path, RELEASE, SAE_ID)
-        assert json.loads(done.stdout) == ["gpt2-small/8-res-jb", SAE_ID, 48, 48], done.stderr
-        assert sorted(hub.asked) == sorted(name for name in files if name.startswith(SAE_ID))  # and nothing else
-        hub.asked.clear()
-        assert opened(hub, tmp_path, RELEASE, SAE_ID, json.dumps({"revision": COMMIT})).returncode == 0
-        assert hub.asked == []
-        assert opened(hub, tmp_path, REPO, SAE_ID, json.dumps({"force_download": True})).returncode == 0
-        assert len(hub.asked) == 3
-    for environment in ({}, {"HF_HUB_OFFLINE": "1"}):  # the hub is gone now
-        done = opened(hub, tmp_path, REPO, SAE_ID, **environment)
-        assert json.loads(done.stdout)[0] == "gpt2-small/8-res-jb", done.stderr
+    hub, known = SmallHub({REPO: dict(files)}), ["gpt2-small/8-res-jb", SAE_ID, 48, 48]
+    with ExitStack() as stack:
+        with hub.running():
+            opened = stack.enter_context(Opener(hub, tmp_path))
+            assert opened(RELEASE, SAE_ID) == known
+            assert sorted(hub.asked) == sorted(name for name in files if name.startswith(SAE_ID))  # and nothing else
+            hub.asked.clear()
+            assert opened(RELEASE, SAE_ID, revision=COMMIT) == known
+            assert hub.asked == []
+            assert opened(REPO, SAE_ID, force_download=True) == known
+            assert len(hub.asked) == 3
+        assert opened(REPO, SAE_ID) == known  # the hub is gone now
+        assert opened(REPO, SAE_ID, environment={"HF_HUB_OFFLINE": "1"}) == known
 
 
 def test_what_cannot_be_had_is_said_with_what_can(files: dict[str, bytes], tmp_path: Path) -> None:
     hub = SmallHub({REPO: dict(files), "owner/other": {"layer_1/cfg.json": b"{}"}})
-    with hub.running():
-        assert opened(hub, tmp_path, RELEASE, SAE_ID).returncode == 0
+    with hub.running(), Opener(hub, tmp_path) as opened:
+        assert opened(RELEASE, SAE_ID)[1] == SAE_ID
         for release, sae_id, words in (
             ("owner/absent", "x", "owner/absent is neither a file or folder here nor a model on the hub"),
             ("owner/other", "layer_2", "did you mean layer_1"),
             ("owner/other", "layer_1", "no SAE in a format that is known here"),
         ):
-            done = opened(hub, tmp_path, release, sae_id)
-            assert words in done.stderr, done.stderr
-        done = opened(hub, tmp_path, REPO, SAE_ID, json.dumps({"revision": "absent"}))
-        assert "revision=absent is no branch, tag or commit" in done.stderr
-    done = opened(hub, tmp_path, "owner/other", "layer_3", HF_HUB_OFFLINE="1")
-    assert f"cache on this machine, which has {REPO}" in done.stderr, done.stderr
-    assert 'run `hf download owner/other --include "layer_3/*"`' in done.stderr
+            assert words in opened(release, sae_id)
+        assert "revision=absent is no branch, tag or commit" in opened(REPO, SAE_ID, revision="absent")
+        told = opened("owner/other", "layer_3", environment={"HF_HUB_OFFLINE": "1"})
+        assert f"cache on this machine, which has {REPO}" in told
+        assert 'run `hf download owner/other --include "layer_3/*"`' in told
 
 
 def test_a_folder_is_opened_by_the_same_call(files: dict[str, bytes], tmp_path: Path) -> None:
