@@ -13,7 +13,7 @@ from saepipe.demo.acceptance import Criterion, World
 from saepipe.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-TINY = World(n_features=64, d=16, d_sae=32, k=3, batch_tokens=64, steps=150, scored_tokens=1000, depth=0)
+TINY = World(n_features=24, d=16, d_sae=16, k=3, batch_tokens=64, steps=150, lr=0.02, scored_tokens=1000, depth=0)
 
 
 def shares(share: float) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def shares(share: float) -> list[dict[str, Any]]:
     ]
 
 
-def measured(trained: float = 0.8, untrained: float = 0.05, ce: float = 0.95, mcc: float = 0.74) -> tuple[Any, ...]:
+def measured(trained: float = 0.8, untrained: float = 0.05, ce: float = 0.98, mcc: float = 0.74) -> tuple[Any, ...]:
     """Make what was measured of the demo, by `evaluate`, and of known features."""
     sides = {"trained": trained, "untrained": untrained, "shuffled": 0.0}
     demo = {side: {"live": 100, "mean_f1": 0.4, "shares": shares(share)} for side, share in sides.items()}
@@ -48,7 +48,7 @@ def verdict(*found: Any) -> dict[str, Any]:
 
 def test_every_bar_can_fail_alone() -> None:
     assert verdict(*measured())["passed"]
-    for changed in ({"trained": 0.71}, {"untrained": 0.14}, {"ce": 0.89}, {"mcc": 0.69}):  # limits count, not shares
+    for changed in ({"trained": 0.71}, {"untrained": 0.14}, {"ce": 0.94}, {"mcc": 0.69}):  # limits count, not shares
         result = verdict(*measured(**changed))
         assert not result["passed"], changed
         assert sum(not one["passed"] for one in result["criteria"]) == 1
@@ -82,6 +82,11 @@ def test_a_mistake_is_told_before_anything_is_done(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_an_architecture_whose_control_has_another_l0_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sae=standard .* give sae=topk"):
+        acceptance.acceptance(["sae=standard", f"run.dir={tmp_path}/run"])
+
+
 @pytest.mark.prove
 @pytest.mark.timeout(3600)
 def test_the_bar_is_met_and_the_controls_fail_it(tmp_path: Path) -> None:
@@ -104,5 +109,5 @@ def test_the_bar_is_met_and_the_controls_fail_it(tmp_path: Path) -> None:
     assert trained["low"] >= 0.70
     assert untrained["high"] < 0.15
     assert shuffled["high"] < 0.05
-    assert result["evaluated"]["ce_loss_score"] >= 0.90
+    assert result["evaluated"]["ce_loss_score"] >= 0.95
     assert result["superposition"]["trained"]["mcc"] >= 0.70
