@@ -162,6 +162,7 @@ def _share(concepts: "Concepts", threshold: float, identity: bool) -> dict[str, 
         "low": low,
         "high": high,
         "judged": int(concepts.judged.sum()),
+        "counted": concepts.counted,
     }
 
 

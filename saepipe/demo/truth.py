@@ -76,6 +76,8 @@ class Concepts:
     """Latents that fired at all, in either half."""
     judged: Bool[Tensor, " d_sae"]
     """Latents that are active in enough documents of both halves."""
+    counted: float
+    """Share of all firings that are above the threshold."""
 
     @property
     def monosemantic(self) -> Bool[Tensor, " d_sae"]:
@@ -145,7 +147,7 @@ class Truth:
         frequency = self._tokens.frequency[:, : together.shape[-1]]
         precision = together / counts.fired[..., None].clamp(min=1)
         recall = together / frequency[:, None].clamp(min=1)
-        chosen = (precision[0] + 1e-6 * recall[0]).argmax(1, keepdim=True)  # of equal ones, that of the higher recall
+        chosen = (precision[0] + 1e-4 * recall[0]).argmax(1, keepdim=True)  # of equal ones, that of the higher recall
         return Concepts(
             names=self._tokens.names,
             chosen=chosen[:, 0],
@@ -153,6 +155,7 @@ class Truth:
             recall=recall[1].gather(1, chosen)[:, 0],
             live=self.live,
             judged=(counts.documents >= DOCUMENTS).all(0),
+            counted=int(counts.fired.sum()) / max(len(self._firings.token), 1),
         )
 
     def best_latents(self) -> list[LabelLatent]:

@@ -99,6 +99,8 @@ def test_weak_activations_count_below_the_threshold_only(tokens: LabelledTokens)
     assert truth.judge(0.0).share == 0
     assert truth.judge(0.25).share == 0
     assert truth.judge(0.5).share == 1
+    assert truth.judge(0.0).counted == 1
+    assert truth.judge(0.5).counted == pytest.approx(float(digit.mean()))
     assert next(one for one in truth.best_latents() if one.label == "digit").threshold == 0.5
 
 
