@@ -8,7 +8,7 @@ PEERS := .venv-peers
 # The interpreter that .venv is made with; without it, the first fitting one of CANDIDATES.
 PYTHON ?=
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python python3.12 python3.11 python3.13)
-# Further arguments of demo, test and its kin, peers and ground-truth, e.g. `make test ARGS="-k shards"`.
+# Further arguments of demo, acceptance, test and its kin, peers and ground-truth, e.g. `make test ARGS="-k shards"`.
 ARGS ?=
 # Tests that run at once, a file at a time.
 JOBS ?= 2
@@ -21,7 +21,7 @@ PREEMPTIONS ?= 3
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup docs demo demo-model check format test prove test-cluster test-gpu test-tl3 peers ground-truth wheel clean clean-all
+.PHONY: help setup docs demo demo-model acceptance check format test prove test-cluster test-gpu test-tl3 peers ground-truth wheel clean clean-all
 
 help: ## List the verbs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,9 @@ demo: $(READY) ## Cache, train, evaluate and open up features of the embedded la
 
 demo-model: $(READY) ## Train the embedded language model anew
 	$(BIN)/python -m saepipe.demo.train_model $(ARGS)
+
+acceptance: $(READY) ## Judge whether SAEs find what is there: labels of the demo's corpus, known features; pass or fail (minutes)
+	$(BIN)/python -m saepipe.demo.acceptance $(ARGS)
 
 test: $(READY) ## Run the tests (ARGS="-k shards" runs some)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)

@@ -23,12 +23,18 @@ def demo(overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     Returns:
         What each verb returned, by its name.
     """
+    return run_verbs("demo", VERBS, overrides)
+
+
+def run_verbs(experiment: str, verbs: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Run verbs one after the other with `+experiment=<experiment>`; return what each returned, by its name."""
     results = {}
-    for number, verb in enumerate(VERBS, 1):
-        log.info("\n[%s/%s] python -m saepipe.%s +experiment=demo %s", number, len(VERBS), verb, " ".join(overrides))
+    for number, verb in enumerate(verbs, 1):
+        arguments = [f"+experiment={experiment}", *overrides]
+        log.info("\n[%s/%s] python -m saepipe.%s %s", number, len(verbs), verb, " ".join(arguments))
         # A process per verb: training, above all, starts without the language-model libraries that caching loaded.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            results[verb] = process.submit(run_verb, verb, ["+experiment=demo", *overrides]).result()
+            results[verb] = process.submit(run_verb, verb, arguments).result()
     return results
 
 
