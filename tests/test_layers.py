@@ -140,6 +140,17 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "activations_store": (3, TENSORS),
     "saelens_names": (2, set()),
     "saelens": (5, set()),
+    "latent_keys": (0, set()),
+    "reading": (3, TENSORS),
+    "typical": (3, TENSORS),
+    "steering": (3, TENSORS),
+    "attribution": (3, TENSORS),
+    "ablation": (3, TENSORS),
+    "separation": (3, TENSORS),
+    "trained": (3, set()),
+    "steer": (4, set()),
+    "attribute": (4, set()),
+    "contrast": (4, set()),
     "bench_figure": (3, set()),
     "bench_store": (3, TENSORS),
     "bench_cache": (4, TENSORS | {"transformers"}),
@@ -323,7 +334,7 @@ def test_import_saepipe_is_light() -> None:
     assert not loaded & ({"torch", "lightning", "numpy", "hydra", "wandb"} | LANGUAGE_MODEL_LIBRARIES)
 
 
-@pytest.mark.parametrize("verb", ["cache", "train", "evaluate", "analyze", "bench"])
+@pytest.mark.parametrize("verb", ["cache", "train", "evaluate", "analyze", "steer", "attribute", "contrast", "bench"])
 def test_help_loads_no_heavy_library(verb: str) -> None:
     call = f"import runpy; sys.argv = ['{verb}', '--help']; runpy.run_module('saepipe.{verb}', run_name='__main__')"
     loaded = loaded_by(call)
