@@ -156,13 +156,14 @@ def _read_off(
         stream = torch.cat([stream, stream.index_fill(1, torch.tensor([place], device=stream.device), 0.0)])
         stream.requires_grad_()
         logits = model.run_with_hooks(ids.expand(2, -1), fwd_hooks=[(last, lambda found, hook: stream)])
-        value, constant = number(logits[:1]), number(logits[1:])
+        value, constant = number(logits[:1]), float(number(logits[1:]).detach())
         (gradient,) = torch.autograd.grad(value, stream)
     along, gradient = stream[0, place].detach().double(), gradient[0, place].double()
     if model.takes_off_mean:
         along = along - along.mean()
-    missing = (float(value) - float(constant) - gradient @ along) / along.square().sum()
-    return gradient + missing * along, float(constant), float(value)
+    logit = float(value.detach())
+    missing = (logit - constant - gradient @ along) / along.square().sum()
+    return gradient + missing * along, constant, logit
 
 
 def by_gradient(
@@ -213,7 +214,7 @@ def by_gradient(
         return number(logits)
 
     with torch.enable_grad():
-        logit, without = float(value(1.0)), float(value(0.0))
+        logit, without = float(value(1.0).detach()), float(value(0.0).detach())
         shares = [1.0] if steps is None else [(step + 0.5) / steps for step in range(steps)]
         gradients = [torch.autograd.grad(value(share), found["shrunk"])[0][0] for share in shares]
     activations = found["f"][0]

@@ -83,9 +83,10 @@ class Separation:
 
     def best(self, n: int) -> list[int]:
         """Return the latents whose AUROC is farthest from 0.5, of equal ones those that differ most by their means."""
-        distance = (self.auroc - 0.5).abs()
-        order = sorted(range(len(distance)), key=lambda latent: (-distance[latent], -self.difference[latent].abs()))
-        return [latent for latent in order[:n] if distance[latent] > 0]
+        distance = [round(abs(auroc - 0.5), 6) for auroc in self.auroc.tolist()]
+        difference = self.difference.abs().tolist()
+        order = sorted(range(len(distance)), key=lambda latent: (-distance[latent], -difference[latent]))
+        return [latent for latent in order[:n] if distance[latent]]
 
 
 def separate(
