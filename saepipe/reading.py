@@ -4,6 +4,7 @@ Special tokens and position 0 count nowhere: an SAE is not trained on them, and 
 times as long as any other.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -113,7 +114,9 @@ def activations(model: HookedSAETransformer, sae: SAE, read: Read) -> Float[Tens
         read: What to read.
     """
     hook = Splice(sae).hook_in
-    _, cache = model.run_with_cache(read.ids, return_type=None, names_filter=[hook])
+    block = re.match(r"blocks\.(\d+)\.", hook)
+    stop = int(block[1]) + 1 if block else None
+    _, cache = model.run_with_cache(read.ids, return_type=None, names_filter=[hook], stop_at_layer=stop)
     f = sae.encode(cache[hook].to(sae.device))
     return f.masked_fill(~read.counted.to(f.device)[..., None], 0.0)
 
