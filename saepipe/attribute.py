@@ -51,7 +51,7 @@ def attribute(config: RunConfig) -> dict[str, Any]:
         result |= _attributed(trained, asked)
     if asked.ablate:
         result["ablation"] = _ablated(trained, asked)
-    name = [*(["ablate", *asked.ablate] if asked.ablate else []), result.get("target", ""), asked.prompt or ""]
+    name = ["logit", result["target"], asked.prompt] if asked.prompt is not None else ["ablate", *asked.ablate]
     result["file"] = str(trained.write("attribute", name, result))
     log.info("%s", table(result))
     return result

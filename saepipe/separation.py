@@ -28,8 +28,8 @@ from saepipe.reading import Reading, activations
 from saepipe.saes.base import SAE
 
 MEASURES = ("mean", "max")
-_CHUNK = 1 << 24
-"""Most numbers held at once by a step over all latents."""
+_CHUNK = 1 << 23
+"""Most numbers in a table of a step over all latents; torch takes quantiles of 16 million at most."""
 
 
 @dataclass(frozen=True)

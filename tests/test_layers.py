@@ -334,11 +334,17 @@ def test_import_saepipe_is_light() -> None:
     assert not loaded & ({"torch", "lightning", "numpy", "hydra", "wandb"} | LANGUAGE_MODEL_LIBRARIES)
 
 
-@pytest.mark.parametrize("verb", ["cache", "train", "evaluate", "analyze", "steer", "attribute", "contrast", "bench"])
+@pytest.mark.parametrize("verb", ["cache", "train", "evaluate", "analyze", "bench"])
 def test_help_loads_no_heavy_library(verb: str) -> None:
     call = f"import runpy; sys.argv = ['{verb}', '--help']; runpy.run_module('saepipe.{verb}', run_name='__main__')"
     loaded = loaded_by(call)
     assert {"saepipe.entry", "saepipe.config", "hydra"} <= loaded
+    assert not loaded & ({"torch", "lightning", "wandb"} | LANGUAGE_MODEL_LIBRARIES)
+
+
+def test_the_verbs_that_ask_about_latents_load_no_heavy_library() -> None:
+    loaded = loaded_by("import saepipe.attribute, saepipe.contrast, saepipe.steer")
+    assert {"saepipe.attribute", "saepipe.contrast", "saepipe.steer"} <= loaded
     assert not loaded & ({"torch", "lightning", "wandb"} | LANGUAGE_MODEL_LIBRARIES)
 
 
