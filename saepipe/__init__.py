@@ -42,7 +42,19 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_MODULES = ("analyze", "cache", "evaluate", "export", "formats", "neuronpedia", "pretrained", "train")
+_MODULES = (
+    "analyze",
+    "attribute",
+    "cache",
+    "contrast",
+    "evaluate",
+    "export",
+    "formats",
+    "neuronpedia",
+    "pretrained",
+    "steer",
+    "train",
+)
 """What `import saepipe` alone gives, too."""
 
 

@@ -1,7 +1,8 @@
 """The run's configuration on one page: one dataclass per group, one `RunConfig` for every verb.
 
-Values live in `conf/*.yaml`; an architecture's own keys live beside it in `saepipe/saes/<architecture>.py`. Nothing
-here imports torch or a language-model library, so `--help` and a typo answer at once.
+Values live in `conf/*.yaml`; an architecture's own keys live beside it in `saepipe/saes/<architecture>.py`, those of a
+cluster in `saepipe/cluster.py`, those of steer, attribute and contrast in `saepipe/latent_keys.py`. Nothing here
+imports torch or a language-model library, so `--help` and a typo answer at once.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 from saepipe.cluster import SlurmConfig
 from saepipe.errors import UserError, unknown
 from saepipe.keys import Group, key
+from saepipe.latent_keys import AttributeConfig, ContrastConfig, SteerConfig
 
 LR_SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -373,6 +375,9 @@ class RunConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig)
+    steer: SteerConfig = field(default_factory=SteerConfig)
+    attribute: AttributeConfig = field(default_factory=AttributeConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     overrides: list[str] = field(default_factory=list)
     """What the user typed, set at the door. A verb that takes model and data from a store compares just these keys."""

@@ -108,6 +108,11 @@ class HookedSAETransformer(AttachedSAEs, Caches, Generates, Opens):
         names = [*self._hooks.listed, *(name for splice in self._splices for name in splice.points)]
         return {name: self._hook(name) for name in names}
 
+    @property
+    def takes_off_mean(self) -> bool:
+        """Whether its normalisations take off the mean (LayerNorm), or only scale (RMSNorm)."""
+        return self._centred
+
     def _hook(self, name: str) -> Hook:
         return self._points.setdefault(name, Hook(name))
 

@@ -206,6 +206,11 @@ class LanguageModel:
         assert logits is not None
         return logits.to(self.device)
 
+    @property
+    def hook_points(self) -> Hooks:
+        """The loaded model's hook points, for what runs it in other ways than this class does."""
+        return self._hooks
+
     @cached_property
     def _hooks(self) -> Hooks:
         """Load the weights."""

@@ -52,10 +52,17 @@ class Contexts:
         """Return their number."""
         return sum(len(chosen) for _, chosen in self._sides)
 
-    def batches(self, size: int) -> Iterator[tuple[Int[Tensor, "context seq"], Bool[Tensor, "context seq"]]]:
-        """Read ids, and which tokens count, some contexts at a time, with a bar."""
+    def batches(
+        self, size: int, step: str = "analyze"
+    ) -> Iterator[tuple[Int[Tensor, "context seq"], Bool[Tensor, "context seq"]]]:
+        """Read ids, and which tokens count, some contexts at a time, with a bar.
+
+        Args:
+            size: How many at a time.
+            step: What is going on, for the bar.
+        """
         total = len(self) * self._seq
-        with progress.bar("analyze", total) as bar:
+        with progress.bar(step, total) as bar:
             for side, chosen in self._sides:
                 for start in range(0, len(chosen), size):
                     rows = chosen[start : start + size]

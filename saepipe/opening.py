@@ -9,6 +9,7 @@ import torch
 from saepipe import not_taken, placement
 from saepipe.activations import BridgeHooks, Hooks, HuggingFaceHooks
 from saepipe.config import ModelConfig
+from saepipe.language_model import LanguageModel
 from saepipe.model_files import ModelFiles
 from saepipe.model_names import hub_id
 
@@ -115,6 +116,20 @@ class Opens:
             else HuggingFaceHooks(model)
         )
         return cls._make(hooks, tokenizer, name=name, compatibility_mode=compatibility_mode)
+
+    @classmethod
+    def from_config(cls: type[T], config: ModelConfig) -> T:
+        """Open a model as caching its activations does: through the bridge only where its hooks or numerics need that.
+
+        Args:
+            config: The model group of a run's configuration.
+
+        Raises:
+            UserError: As in `from_pretrained`, or a hook is unknown.
+        """
+        model = LanguageModel.open(config)
+        mode = config.compatibility_mode
+        return cls._make(model.hook_points, model.tokenizer, name=config.name, compatibility_mode=mode)
 
     @classmethod
     def _open(

@@ -15,6 +15,9 @@ from saepipe.errors import UserError, unknown
 PLACES_MODEL = ("device", "n_devices", "device_map", "trust_remote_code")
 """Keys of the model group that say how it is run here, and not what it is."""
 
+AFTER_TRAINING = ("run", "evaluate", "analyze", "steer", "attribute", "contrast")
+"""Groups that say what a verb after training is to do, and not what the run is."""
+
 if TYPE_CHECKING:
     from saepipe.saes.base import SAE
     from saepipe.token_store import TokenStore
@@ -121,8 +124,8 @@ class Run:
         """Take a finished run's configuration for a verb that comes after training.
 
         Args:
-            config: What the user asked for: its evaluate and analyze groups, how the model is run (PLACES_MODEL) and
-                a typed store.dir are taken from it; all else is the run's, and a typed key that differs is refused.
+            config: What the user asked for: the groups of AFTER_TRAINING, how the model is run (PLACES_MODEL) and a
+                typed store.dir are taken from it; all else is the run's, and a typed key that differs is refused.
 
         Raises:
             UserError: There is no run, it is not finished, or a typed key differs from the run's.
@@ -142,7 +145,8 @@ class Run:
         theirs.model = replace(theirs.model, **{key: getattr(config.model, key) for key in PLACES_MODEL})
         if config.typed("store.dir"):  # a store may have moved since
             theirs.store.dir = config.store.dir
-        theirs.run, theirs.evaluate, theirs.analyze = config.run, config.evaluate, config.analyze
+        for group in AFTER_TRAINING:
+            setattr(theirs, group, getattr(config, group))
         return theirs
 
     def load_sae(self, step: int | None = None) -> "SAE":

@@ -11,7 +11,7 @@ from saepipe import entry, saes
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
 
-VERBS = ("cache", "train", "evaluate", "analyze", "bench")
+VERBS = ("cache", "train", "evaluate", "analyze", "steer", "attribute", "contrast", "bench")
 EXPERIMENTS = sorted(path.stem for path in (entry.CONF / "experiment").glob("*.yaml"))
 ROOT = Path(__file__).parents[1]
 

@@ -145,6 +145,17 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "activations_store": (3, TENSORS),
     "saelens_names": (2, set()),
     "saelens": (5, set()),
+    "latent_keys": (0, set()),
+    "reading": (3, TENSORS),
+    "typical": (3, TENSORS),
+    "steering": (3, TENSORS),
+    "attribution": (3, TENSORS),
+    "ablation": (3, TENSORS),
+    "separation": (3, TENSORS),
+    "trained": (3, set()),
+    "steer": (4, set()),
+    "attribute": (4, set()),
+    "contrast": (4, set()),
     "bench_figure": (3, set()),
     "bench_store": (3, TENSORS),
     "bench_cache": (4, TENSORS | {"transformers"}),
@@ -336,6 +347,12 @@ def test_help_loads_no_heavy_library(verb: str) -> None:
     call = f"import runpy; sys.argv = ['{verb}', '--help']; runpy.run_module('saepipe.{verb}', run_name='__main__')"
     loaded = loaded_by(call)
     assert {"saepipe.entry", "saepipe.config", "hydra"} <= loaded
+    assert not loaded & ({"torch", "lightning", "wandb"} | LANGUAGE_MODEL_LIBRARIES)
+
+
+def test_the_verbs_that_ask_about_latents_load_no_heavy_library() -> None:
+    loaded = loaded_by("import saepipe.attribute, saepipe.contrast, saepipe.steer")
+    assert {"saepipe.attribute", "saepipe.contrast", "saepipe.steer"} <= loaded
     assert not loaded & ({"torch", "lightning", "wandb"} | LANGUAGE_MODEL_LIBRARIES)
 
 

@@ -10,6 +10,11 @@ from pathlib import Path
 import torch
 
 from saepipe import SAE, HookedSAETransformer
+from saepipe.ablation import ablation_effects
+from saepipe.attribution import by_gradient, direct
+from saepipe.reading import Texts
+from saepipe.steering import Steer
+from saepipe.typical import Typical
 
 FOLDER = sys.argv[1] if len(sys.argv) > 1 else "runs/demo/sae"
 if not Path(FOLDER).exists():
@@ -37,43 +42,31 @@ _, cache = model.run_with_cache(TEXTS[0], names_filter=[hook])
 for word, value in zip(model.to_str_tokens(TEXTS[0]), sae.encode(cache[hook])[0, :, latent], strict=True):
     print(f"{word!r:>12} {float(value):6.2f}")
 
-# %% Steering: its direction in the decoder, added at every step of generation
-direction = sae.W_dec[latent]
-amount = float(strength[:, latent].max())
-
-
-def steer(activations: torch.Tensor, hook: object) -> torch.Tensor:
-    """Add the direction to every position."""
-    return activations + amount * direction
-
-
-for name, hooks in {"as it is": [], "steered": [(hook, steer)]}.items():
+# %% Steering: three times its typical activation, added at every step of generation
+typical = Typical.measure(model, sae, Texts(model, TEXTS).batches(8))
+steer = Steer(sae, {latent: 3.0}, typical=typical)
+for name, hooks in {"as it is": [], "steered": steer.fwd_hooks}.items():
     print(f"{name}: {model.generate('The', max_new_tokens=20, do_sample=False, fwd_hooks=hooks, verbose=False)!r}")
 
-# %% Attribution: how much each latent adds to the logit of a next token, through its direction and the unembedding,
-# whose columns have the final norm's weights folded in; what that norm divides by is the same for all latents.
+# %% Attribution: what each latent adds to the logit of a next token through its direction and the unembedding alone
 prompt, target = "GET /index.html", " HTTP"
-token = model.to_tokens(target, prepend_bos=False)[0, 0]
-_, cache = model.run_with_cache(prompt, names_filter=[hook, "ln_final.hook_scale"])
-features = sae.encode(cache[hook])[0, -1]
-direct = features * (sae.W_dec @ model.W_U[:, token]) / cache["ln_final.hook_scale"][0, -1]
-for number in direct.topk(5).indices.tolist():
-    print(f"latent {number}: active at {float(features[number]):.2f}, adds {float(direct[number]):+.2f}")
+parts = direct(model, sae, prompt, target)
+for number in parts.latents.topk(5).indices.tolist():
+    active, adds = float(parts.activations[number]), float(parts.latents[number])
+    print(f"latent {number}: active at {active:.2f}, adds {adds:+.2f}")
+print(f"all latents {float(parts.latents.sum()):+.2f}, the SAE's bias {parts.bias:+.2f}, its error {parts.error:+.2f}")
+print(f"later layers {parts.others:+.2f}; in all {parts.total:.3f}, and the logit is {parts.logit:.3f}")
 
-# %% What later layers make of them counts too: the gradient of the logit with respect to each latent
-acts = f"{hook}.hook_sae_acts_post"
-kept = {}
+# %% What later layers make of them counts too, also of those at earlier positions: integrated gradients
+effect = by_gradient(model, sae, prompt, target, steps=16)
+words = model.to_str_tokens(prompt)
+for number in effect.latents.flatten().topk(5).indices.tolist():
+    position, which = divmod(number, sae.d_sae)
+    print(f"latent {which} on {words[position]!r}: {float(effect.latents[position, which]):+.2f}")
+print(f"in all {effect.total:.2f}; the logit falls by {effect.logit - effect.without:.2f} without any latent")
 
-
-def keep(activations: torch.Tensor, hook: object) -> torch.Tensor:
-    """Keep the latents as they pass, for their gradient."""
-    kept["features"] = activations
-    activations.retain_grad()
-    return activations
-
-
-logits = model.run_with_hooks_with_saes(prompt, saes=[sae], fwd_hooks=[(acts, keep)], use_error_term=True)
-logits[0, -1, token].backward()
-effect = (kept["features"] * kept["features"].grad)[0, -1].detach()
-for number in effect.topk(5).indices.tolist():
-    print(f"latent {number}: {float(effect[number]):+.2f}")
+# %% What the model really loses by it: the rise of the cross-entropy without the latent
+for lost in ablation_effects(model, sae, [latent], Texts(model, TEXTS).batches(8)):
+    print(
+        f"without latent {latent}: {lost.ce_increase:+.4f} nats per token, from {lost.active} of {lost.tokens} tokens"
+    )

@@ -185,6 +185,17 @@ class SAE(Stored, nn.Module, ABC):
             )
         return reconstruction * moments.scale + moments.shift
 
+    def directions(self, latents: Sequence[int] | slice = slice(None)) -> Float[Tensor, "latent d_out"]:
+        """What each unit of a latent's activation adds to the reconstruction.
+
+        That is in the units of the raw activations; where `token_norm` normalises each token, in those of the
+        normalised ones.
+
+        Args:
+            latents: Which of them; all where nothing is said.
+        """
+        return self.W_dec[latents] / self.target_scale
+
     def forward(self, x: Float[Tensor, "*input"]) -> Float[Tensor, "*batch d_out"]:
         """Encode and decode; with `use_error_term`, what an autoencoder lacks is added, held fixed."""
         reconstruction = self.decode(self.encode(x), x)

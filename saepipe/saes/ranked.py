@@ -1,6 +1,7 @@
 """What the architectures share that keep the largest latents, and have no sparsity penalty."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +132,10 @@ class RankedSAE(SAE):
 
     def _reconstruct(self, f: Tensor) -> Tensor:
         return super()._reconstruct(f / self._decoder_norm() if self.cfg.rescale_acts_by_decoder_norm else f)
+
+    def directions(self, latents: Sequence[int] | slice = slice(None)) -> Tensor:
+        """Undo the decoder's norm, as `decode` does."""
+        return super().directions(latents) / self._decoder_norm()[latents, None]
 
     def folded(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Fold the decoder's norms as well, after which nothing needs rescaling."""

@@ -1,0 +1,106 @@
+"""A trained SAE with its language model, as the verbs that ask what its latents do open it, and where they write."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from saepipe import durable, entry, formats, reading
+from saepipe.config import RunConfig
+from saepipe.errors import UserError
+from saepipe.hooked import HookedSAETransformer
+from saepipe.latents import Contexts
+from saepipe.reading import Reading, Texts
+from saepipe.runs import Run
+from saepipe.saes.base import SAE
+from saepipe.splicing import Splice
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run's SAE, or an exported one, in its language model."""
+
+    config: RunConfig
+    """The run's own configuration, with what the verb was asked for."""
+    run: Run
+    model: HookedSAETransformer
+    sae: SAE
+    """On the model's device."""
+
+    @classmethod
+    def open(cls, config: RunConfig) -> "Trained":
+        """Open the SAE and its model.
+
+        Args:
+            config: `run.dir` names a finished run, or the folder of an exported SAE, which says of what model it is.
+
+        Raises:
+            UserError: There is neither, or the model cannot be loaded.
+        """
+        config = entry.settled(config)
+        run = Run(config.run.dir)
+        if not run.config_file.exists() and (run.folder / "cfg.json").is_file():
+            sae = formats.load(run.folder)
+            splice = Splice(sae)
+            config.model = replace(
+                config.model,
+                name=sae.metadata.get("model_name") or config.model.name,
+                hooks=list(dict.fromkeys([splice.hook_in, splice.hook_out])),
+                compatibility_mode=bool(sae.metadata.compatibility_mode_of_training()),
+            )
+        else:
+            config = run.finished_config(config)
+            sae = run.load_sae()
+        model = HookedSAETransformer.from_config(config.model)
+        return cls(config, run, model, sae.to(model.hf_model.device))
+
+    def reading(self, group: str, texts: str | None, tokens: int, batch_prompts: int) -> Reading:
+        """Choose what to measure on: the user's texts, as far as the model's context goes, or the run's held-out ones.
+
+        Args:
+            group: The verb's group of keys.
+            texts: Its key `texts`.
+            tokens: Most tokens of the store to read.
+            batch_prompts: Contexts per forward pass.
+
+        Raises:
+            UserError: A text holds nothing, or the run's store is gone.
+        """
+        if texts is not None:
+            name = f"{group}.texts"
+            return Texts(self.model, reading.texts_of(texts, "text", name), name=name, truncate=True).batches(
+                batch_prompts
+            )
+        try:
+            if not self.run.config_file.exists():
+                raise UserError(f"run.dir={self.run.folder} is an exported SAE and has no store")
+            contexts = Contexts(self.run.tokens(self.config.store.dir), tokens)
+        except UserError as error:
+            raise UserError(f"{error}; or give texts of your own with {group}.texts=") from error
+        return reading.contexts(contexts, batch_prompts)
+
+    def write(self, verb: str, name: Sequence[object], result: dict[str, Any]) -> Path:
+        """Write a result as JSON into the run's folder; one of the same name is replaced.
+
+        Args:
+            verb: Folder in the run's folder.
+            name: What the file's name is made of.
+            result: JSON values.
+        """
+        words = (re.sub(r"[^\w.+-]+", "_", str(word)).strip("_") for word in name)
+        path = self.run.folder / verb / f"{'-'.join(filter(None, words))[:100] or verb}.json"
+        with durable.disk_errors("run.dir", self.run.folder):
+            durable.write_text(path, json.dumps(result, indent=1, allow_nan=False))
+        return path
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Lay rows out for a terminal, the first of which is the head: numbers, and text in the last column."""
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    lines = []
+    for *numbers, text in rows:
+        cells = [cell.rjust(width) for cell, width in zip(numbers, widths, strict=True)]
+        lines.append("  ".join(["", *cells, text]).rstrip())
+    return "\n".join(lines)
