@@ -236,13 +236,13 @@ def table(result: dict[str, Any]) -> str:
         f"on {demo['tokens']:,} tokens of {demo['documents']:,} new documents, "
         f"a label's best latent has a mean F1 of {trained['mean_f1']:.3f}",
         "",
-        f"{'live latents that are monosemantic':<44}{'trained':>22}{'untrained':>11}{'false labels':>14}",
+        f"{'live latents that are monosemantic':<48}{'trained':>22}{'untrained':>11}{'false labels':>14}",
     ]
     for ours, before, false in zip(*columns, strict=True):
         above = "every firing" if not ours["threshold"] else f"above {ours['threshold']:g} of the maximum"
         interval = f"{ours['share']:.1%} ({100 * ours['low']:.1f}-{100 * ours['high']:.1f})"
         what = f"{ours['concepts']}, {above}"
-        lines.append(f"  {what:<42}{interval:>22}{before['share']:>11.1%}{false['share']:>14.1%}")
+        lines.append(f"  {what:<46}{interval:>22}{before['share']:>11.1%}{false['share']:>14.1%}")
     lines.append("")
     for one in result["criteria"]:
         bar = f"at least {one['at_least']:.2f}" if one["at_least"] is not None else f"below {one['below']:.2f}"

@@ -99,7 +99,7 @@ def test_the_bar_is_met_and_the_controls_fail_it(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    print(done.stderr[done.stderr.index("topk, ") :])
+    print(done.stderr[done.stderr.rindex("topk, ") :])
     result = json.loads((tmp_path / "run/acceptance.json").read_text())
     bar = {"concepts": "labels and tokens", "threshold": 0.5}
     (trained, untrained, shuffled) = (
