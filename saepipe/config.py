@@ -302,8 +302,8 @@ class AnalyzeConfig(Group, group="analyze"):
 
     tokens: int = key(200_000, least=1)
     """Tokens to search for the contexts that activate each latent."""
-    latents: int = key(256, least=1)
-    """Latents to show, drawn evenly over the live ones."""
+    latents: int | None = key(None, least=1)
+    """Latents to show, drawn evenly over the live ones; None shows all of these."""
     contexts: int = key(8, least=1)
     """Top activating contexts to show per latent."""
     batch_prompts: int = key(32, least=1)

@@ -16,6 +16,7 @@ from saepipe.edits import Edit, check_head, functions, per_token
 from saepipe.errors import UserError, unknown
 from saepipe.hook_names import split_head
 from saepipe.model_files import ModelFiles
+from saepipe.model_view import HuggingFaceView
 from saepipe.placement import Placement
 
 if TYPE_CHECKING:
@@ -205,6 +206,11 @@ class LanguageModel:
         logits = self._hooks.run(ids.to(self._hooks.device), made)
         assert logits is not None
         return logits.to(self.device)
+
+    @property
+    def outer(self) -> Any:
+        """The model's outer weights by TransformerLens' names: `W_E`, `W_U`, `ln_final`."""
+        return self._hooks.bridge if isinstance(self._hooks, BridgeHooks) else HuggingFaceView(self._hooks.model, self.name)
 
     @cached_property
     def _hooks(self) -> Hooks:
