@@ -44,6 +44,16 @@ class Excerpt:
 
 
 @dataclass(frozen=True)
+class Band:
+    """Contexts drawn at random from those whose strongest activation is in some range."""
+
+    low: float
+    """Where the range begins; it ends where that of the band before it begins, or at the maximum."""
+    excerpts: list[Excerpt]
+    """The contexts; none where the range has none."""
+
+
+@dataclass(frozen=True)
 class Latent:
     """What the page shows of one latent."""
 
@@ -59,8 +69,8 @@ class Latent:
     """Upper end of the histogram."""
     top: list[Excerpt]
     """Contexts that activate it most, the strongest first."""
-    bands: list[list[Excerpt]] = field(default_factory=list)
-    """Contexts drawn at random from equal ranges of their strongest activation, the range of the strongest first."""
+    bands: list[Band] = field(default_factory=list)
+    """Contexts drawn from ranges of its activations, the strongest range first."""
     sampled: list[Excerpt] = field(default_factory=list)
     """Contexts drawn at random from all in which it is active."""
     label: str = ""
@@ -171,7 +181,7 @@ def _packed(values: object) -> str:
 
 def _row(latent: Latent) -> dict[str, Any]:
     """What the index says of a latent."""
-    contexts = [*latent.top, *(excerpt for band in latent.bands for excerpt in band), *latent.sampled]
+    contexts = [*latent.top, *(excerpt for band in latent.bands for excerpt in band.excerpts), *latent.sampled]
     words = dict.fromkeys([*(excerpt.strongest for excerpt in contexts), *(text for text, _ in latent.promoted)])
     return {
         "i": latent.index,
@@ -192,7 +202,9 @@ def _details(latent: Latent) -> dict[str, Any]:
         "w": width,
         "h": latent.histogram[:used],
         "t": [_runs(excerpt, latent.maximum) for excerpt in latent.top],
-        "b": [[_runs(excerpt, latent.maximum) for excerpt in band] for band in latent.bands],
+        "b": [
+            [_rounded(band.low), *(_runs(excerpt, latent.maximum) for excerpt in band.excerpts)] for band in latent.bands
+        ],
         "r": [_runs(excerpt, latent.maximum) for excerpt in latent.sampled],
         "p": [[text, _rounded(effect)] for text, effect in latent.promoted],
         "s": [[text, _rounded(effect)] for text, effect in latent.suppressed],

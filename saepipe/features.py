@@ -3,21 +3,22 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from saepipe import neighbours
-from saepipe.feature_page import Excerpt, Latent
+from saepipe.feature_page import Band, Excerpt, Latent
 from saepipe.kept_contexts import AFTER, BEFORE, Peaks
 from saepipe.language_model import LanguageModel
-from saepipe.latents import Contexts, LatentActivity
+from saepipe.latents import STRATA, Contexts, LatentActivity
 from saepipe.logit_lens import LogitEffects, logit_effects, missing
 from saepipe.saes.base import SAE
 from saepipe.token_text import TokenText
 
 BANDS, PER_BAND = 4, 2
-"""Equal ranges of a latent's activations to show contexts from, and how many of each."""
+"""Ranges of a latent's activations to show contexts from, and how many of each."""
 _TOKENS, _NEIGHBOURS, _WORDS = 8, 6, 3
 """Tokens of the logit lens of either kind, neighbours, and words in a label."""
 
@@ -80,7 +81,9 @@ class Features:
                 histogram=histogram[latent].tolist(),
                 histogram_top=tops[latent],
                 top=excerpts,
-                bands=[self._excerpts(band) for band in _bands(strata, maxima[latent])],
+                bands=[
+                    Band(low, self._excerpts(drawn)) for low, drawn in _bands(strata, tops[latent], maxima[latent])
+                ],
                 sampled=self._excerpts(sampled),
                 label=labels.get(latent) or _label(excerpts),
                 promoted=self._tokens(at, maxima[latent], "promoted"),
@@ -121,11 +124,26 @@ def _on_cpu(peaks: Peaks) -> Peaks:
     return Peaks(**{name: tensor.cpu() for name, tensor in vars(peaks).items()})
 
 
-def _bands(strata: Peaks, maximum: float) -> list[Peaks]:
-    """Choose contexts from each range of a latent's activations, the strongest range first, by their random keys."""
-    order = strata.keys.argsort(descending=True)
-    band = (strata.values[order] * (BANDS / maximum)).long().clamp(max=BANDS - 1)
-    return [strata[order[band == wanted][:PER_BAND]] for wanted in reversed(range(BANDS))]
+def _bands(strata: Peaks, top: float, maximum: float) -> list[tuple[float, Peaks]]:
+    """Choose contexts from ranges of a latent's activations, the strongest range first, by their random keys.
+
+    A range is of whole strata, so that contexts are drawn from it wherever it has any.
+
+    Args:
+        strata: A context of each stratum.
+        top: Upper end of the last stratum.
+        maximum: The latent's strongest activation, in the last range.
+
+    Returns:
+        Lower end of each range, and its contexts, the strongest first.
+    """
+    used = min(int(maximum * STRATA / top), STRATA - 1) + 1
+    edges = [round(used * band / BANDS) for band in range(BANDS + 1)]
+    drawn = []
+    for low, high in reversed(list(pairwise(edges))):
+        chosen = low + strata.keys[low:high].argsort(descending=True)[:PER_BAND]
+        drawn.append((low * top / STRATA, strata[chosen[strata.values[chosen].argsort(descending=True)]]))
+    return drawn
 
 
 def _label(excerpts: list[Excerpt]) -> str:

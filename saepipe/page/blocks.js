@@ -41,7 +41,7 @@ async function allTexts(index, progress) {
 }
 
 function contextsOf(latent) {
-  return [...latent.t, ...latent.b.flat(), ...latent.r];
+  return [...latent.t, ...latent.b.flatMap(([, ...found]) => found), ...latent.r];
 }
 
 function plain(parts) {

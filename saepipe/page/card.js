@@ -47,10 +47,9 @@ function contexts(latent, view, maximum) {
   if (view === "random") {
     return [element("p", "about", "Drawn at random from all contexts in which it fires"), list(latent.r)];
   }
-  const share = 100 / latent.b.length;
-  return latent.b.flatMap((found, at) => {
-    const high = 100 - share * at;
-    const said = `${high - share} to ${high} % of the maximum${found.length ? "" : ": no context is strongest there"}`;
+  return latent.b.flatMap(([low, ...found], at) => {
+    const high = at ? latent.b[at - 1][0] : maximum;
+    const said = `From ${number(low)} to ${number(high)}${found.length ? "" : ": no context is strongest there"}`;
     return [element("p", "about", said), list(found)];
   });
 }
@@ -93,13 +92,17 @@ function tabs(latent, maximum, name) {
   return [bar, panel];
 }
 
+function row(title, chips) {
+  return element("p", "effects", element("span", "name", title), element("span", "chips", ...chips));
+}
+
 function effects(title, tokens) {
   const chips = tokens.map(([text, effect]) => {
     const chip = element("span", "chip", quoted(text));
     chip.dataset.told = `${effect > 0 ? "+" : "−"}${number(Math.abs(effect))}`;
     return chip;
   });
-  return element("p", "effects", element("span", "name", title), ...chips);
+  return row(title, chips);
 }
 
 function neighbours(latent, index) {
@@ -110,7 +113,7 @@ function neighbours(latent, index) {
     if (place !== undefined) link.href = `#latent-${i}`;
     return link;
   });
-  return element("p", "effects", element("span", "name", "similar"), ...near);
+  return row("similar", near);
 }
 
 function fill(card, latent, index, place) {
