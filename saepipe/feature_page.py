@@ -176,7 +176,7 @@ def _script(number: int, block: list[dict[str, Any]]) -> str:
 
 def _packed(values: object) -> str:
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-    return base64.b64encode(zlib.compress(text.encode(errors="replace"), 9)).decode()
+    return base64.b64encode(zlib.compress(text.encode(errors="replace"))).decode()
 
 
 def _row(latent: Latent) -> dict[str, Any]:

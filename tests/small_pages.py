@@ -2,7 +2,9 @@
 
 import base64
 import json
+import random
 import re
+import string
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,17 +83,18 @@ def many(n: int) -> Iterator[Latent]:
     """Make up latents as large as real ones, each with a word of its own."""
     for index in range(n):
         own = f" word{index}"
-        text = " ".join(WORDS[(index + at) % len(WORDS)] for at in range(18))
-        contexts = [excerpt(own, 3.0 - at / 4, before=text, after=f" {WORDS[at]} {index * at}") for at in range(8)]
+        draw = random.Random(index)
+        texts = ["".join(draw.choices(string.ascii_lowercase + "   ", k=70)) for _ in range(16)]
+        contexts = [excerpt(own, 3.0 - at / 9, texts[at], f" {WORDS[at]} {index * at}") for at in range(16)]
         yield latent(
             index,
             own,
             density=(index * 7919 % n + 1) / n / 10,
             maximum=3.0,
             histogram=[1 + index * bin % 17 for bin in range(32)],
-            top=contexts,
-            bands=[Band(3.0 - at, contexts[at : at + 2]) for at in range(4)],
-            sampled=[excerpt(f" rare{index}", 1.0, before=text), *contexts[:3]],
+            top=contexts[:8],
+            bands=[Band(3.0 - at, contexts[8 + 2 * at : 10 + 2 * at]) for at in range(4)],
+            sampled=[excerpt(f" rare{index}", 1.0, "so it was "), *contexts[2:10:3]],
             label=f"word{index}",
             promoted=[(f" {word}", 4.0 + index % 100 / 100) for word in WORDS[:8]],
             suppressed=[(f" {word}", -4.0) for word in WORDS[8:16]],
