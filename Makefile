@@ -21,7 +21,7 @@ PREEMPTIONS ?= 3
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup docs demo demo-model check format test prove test-cluster test-gpu test-tl3 peers ground-truth wheel clean clean-all
+.PHONY: help setup docs demo demo-model check format test prove test-pages test-cluster test-gpu test-tl3 peers ground-truth wheel clean clean-all
 
 help: ## List the verbs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ test: $(READY) ## Run the tests (ARGS="-k shards" runs some)
 
 prove: $(READY) ## Run what is promised in full: the demo from a fresh clone, the README, kills, faults (KILLS=20 FLIPS=1000; minutes)
 	PROVE_KILLS=$(KILLS) PROVE_FLIPS=$(FLIPS) $(BIN)/python -m pytest -s -m prove tests $(ARGS)
+
+test-pages: $(READY) ## Use the feature page in Chromium as a reader does (as root, installs it with apt where it lacks)
+	$(BIN)/python -m pytest -s -m pages tests/pages $(ARGS)
 
 test-cluster: $(READY) ## Bring up a real SLURM and run pipelines on it (as root; installs it with apt; minutes)
 	CLUSTER_PREEMPTIONS=$(PREEMPTIONS) $(BIN)/python -m pytest -s -m cluster tests/cluster $(ARGS)

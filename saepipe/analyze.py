@@ -1,8 +1,9 @@
 """Look at what the latents of a trained SAE respond to: `python -m saepipe.analyze run.dir=runs/x`.
 
 The language model reads held-out contexts once, and `features/index.html` shows the contexts that activate each latent
-most, others drawn from each range of its activations, its histogram, its effect on the logits and its neighbours. Special tokens and position 0 are left out of every activation, density and histogram. Heavy imports stand inside
-the functions, so that `--help` and a mistyped key answer at once.
+most, others drawn from each range of its activations, its histogram, its effect on the logits and its neighbours.
+Special tokens and position 0 are left out of every activation, density and histogram. Heavy imports stand inside the
+functions, so that `--help` and a mistyped key answer at once.
 """
 
 import logging
@@ -50,8 +51,7 @@ def analyze(config: RunConfig) -> dict[str, Any]:
     began = time.perf_counter()
     with explained_memory("analysis", analyze__batch_prompts=config.analyze.batch_prompts):
         activity = observe(model, sae, contexts, config.analyze.contexts, batch_prompts=config.analyze.batch_prompts)
-    seconds = time.perf_counter() - began
-    with explained_memory("analysis", analyze__batch_prompts=config.analyze.batch_prompts):
+        seconds = time.perf_counter() - began
         features = Features.gather(model, sae, contexts, activity)
         shown = activity.spread(config.analyze.latents or sae.d_sae)
         page = _page(config, run, sae, features, shown)

@@ -1,4 +1,4 @@
-"""A feature page: `index.html`, and beside it a folder with what it says of each latent, in blocks that it loads by need.
+"""A feature page: `index.html`, and beside it what it says of each latent, in blocks that it loads when needed.
 
 It needs nothing but a browser, not even a web server. `page/template.html`, `style.css` and the scripts are its parts.
 The summary and an index of all latents stand in the HTML; a block is a script that hands over its data, since a page
@@ -131,7 +131,7 @@ class FeaturePage:
         return path
 
     def _data(self) -> tuple[list[str], dict[str, Any]]:
-        """Lay the latents out for the script: the blocks, and the index, which has a column for each thing to sort by."""
+        """Lay the latents out for the script: the blocks, and the index, with a column for each thing to sort by."""
         columns: dict[str, list[Any]] = {name: [] for name in ("i", "d", "m", "e", "n", "l", "w")}
         blocks: list[str] = []
         block: list[dict[str, Any]] = []
@@ -203,7 +203,8 @@ def _details(latent: Latent) -> dict[str, Any]:
         "h": latent.histogram[:used],
         "t": [_runs(excerpt, latent.maximum) for excerpt in latent.top],
         "b": [
-            [_rounded(band.low), *(_runs(excerpt, latent.maximum) for excerpt in band.excerpts)] for band in latent.bands
+            [_rounded(band.low), *(_runs(excerpt, latent.maximum) for excerpt in band.excerpts)]
+            for band in latent.bands
         ],
         "r": [_runs(excerpt, latent.maximum) for excerpt in latent.sampled],
         "p": [[text, _rounded(effect)] for text, effect in latent.promoted],

@@ -81,9 +81,7 @@ class Features:
                 histogram=histogram[latent].tolist(),
                 histogram_top=tops[latent],
                 top=excerpts,
-                bands=[
-                    Band(low, self._excerpts(drawn)) for low, drawn in _bands(strata, tops[latent], maxima[latent])
-                ],
+                bands=[Band(low, self._excerpts(drawn)) for low, drawn in _bands(strata, tops[latent], maxima[latent])],
                 sampled=self._excerpts(sampled),
                 label=labels.get(latent) or _label(excerpts),
                 promoted=self._tokens(at, maxima[latent], "promoted"),

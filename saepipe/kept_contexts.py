@@ -1,8 +1,7 @@
-"""The contexts that are kept of each latent while many more are read: those with the largest keys, with their activations.
+"""The contexts that are kept of each latent, with its activations there, while many more are read.
 
-What is kept is the largest of a set, so it does not depend on the order of reading or on how the contexts are cut into
-batches. The key decides what "largest" means: `by_strength` keeps a latent's strongest contexts, `by_chance` a random
-sample of those in which it is active.
+Kept are those with the largest keys, so it does not matter how the contexts are cut into batches. Keys `by_strength` keep
+a latent's strongest contexts, keys `by_chance` a random sample of those in which it is active.
 """
 
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ FREE = -1
 
 
 def by_strength(values: Float[Tensor, " n"], contexts: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """Keys that rise with the (positive) activation, and of equal ones are larger for the context that was read earlier."""
+    """Keys that rise with the (positive) activation; of equal ones, an earlier context has the larger."""
     # The bits of a positive float, read as an integer, rise with it.
     return (values.float().contiguous().view(torch.int32).long() << 32) | (0x7FFFFFFF - contexts)
 
@@ -103,7 +102,7 @@ class KeptContexts:
         self._slots = slots
 
     def wanted(self, groups: Int[Tensor, " n"], keys: Int[Tensor, " n"]) -> Int[Tensor, " wanted"]:
-        """Which of some candidates to `put`: by rising group and falling key, no more of a group than there are slots."""
+        """Which of some candidates to `put`, by rising group and falling key, no more of a group than slots."""
         better = (keys > self.peaks.keys[groups, -1]).nonzero().squeeze(1)
         order = better[keys[better].argsort(descending=True)]
         order = order[groups[order].argsort(stable=True)]

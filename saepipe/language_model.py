@@ -210,7 +210,11 @@ class LanguageModel:
     @property
     def outer(self) -> Any:
         """The model's outer weights by TransformerLens' names: `W_E`, `W_U`, `ln_final`."""
-        return self._hooks.bridge if isinstance(self._hooks, BridgeHooks) else HuggingFaceView(self._hooks.model, self.name)
+        return (
+            self._hooks.bridge
+            if isinstance(self._hooks, BridgeHooks)
+            else HuggingFaceView(self._hooks.model, self.name)
+        )
 
     @cached_property
     def _hooks(self) -> Hooks:

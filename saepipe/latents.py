@@ -127,7 +127,9 @@ class LatentActivity:
 
         The strata are equal ranges from 0 to `histogram_top`.
         """
-        return Peaks(**{name: held.unflatten(0, (-1, STRATA)).squeeze(2) for name, held in vars(self._strata.peaks).items()})
+        return Peaks(
+            **{name: held.unflatten(0, (-1, STRATA)).squeeze(2) for name, held in vars(self._strata.peaks).items()}
+        )
 
     def update(self, first: int, f: Float[Tensor, "context seq d_sae"], counted: Bool[Tensor, "context seq"]) -> None:
         """Take the activations of further contexts.
@@ -177,7 +179,9 @@ class LatentActivity:
             merged = self.histogram[latents].view(len(latents), BINS >> times, 1 << times).sum(2)
             self.histogram[latents] = torch.nn.functional.pad(merged, (0, BINS - (BINS >> times)))
         stratum = torch.arange(STRATA, device=doublings.device)
-        target = torch.arange(len(doublings), device=doublings.device)[:, None] * STRATA + (stratum >> doublings[:, None])
+        target = torch.arange(len(doublings), device=doublings.device)[:, None] * STRATA + (
+            stratum >> doublings[:, None]
+        )
         self._strata.regroup((doublings > 0).repeat_interleave(STRATA), target.flatten())
 
     def spread(self, n: int) -> list[int]:

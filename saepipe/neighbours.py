@@ -9,9 +9,7 @@ _ROWS = 1 << 10
 
 
 @torch.inference_mode()
-def nearest(
-    rows: Float[Tensor, "latent d_out"], n: int
-) -> tuple[Float[Tensor, "latent n"], Int[Tensor, "latent n"]]:
+def nearest(rows: Float[Tensor, "latent d_out"], n: int) -> tuple[Float[Tensor, "latent n"], Int[Tensor, "latent n"]]:
     """Find the n other rows with the largest cosines, falling, and which they are; fewer where there are fewer rows.
 
     Args:

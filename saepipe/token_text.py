@@ -77,9 +77,9 @@ class TokenText:
 
         A character belongs to the token that holds its first byte; a token without such a byte joins the one before.
         """
-        alone = [self._alone(id) for id in ids]
-        if None not in alone:
-            return [Piece(text or "", at, at + 1, False) for at, text in enumerate(alone)]
+        whole = [text for id in ids if (text := self._alone(id)) is not None]
+        if len(whole) == len(ids):
+            return [Piece(text, at, at + 1, False) for at, text in enumerate(whole)]
         parts = [self.bytes_of(id) for id in ids]
         owner = [token for token, part in enumerate(parts) for _ in part]
         texts: list[list[str]] = [[] for _ in ids]

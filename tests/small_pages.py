@@ -20,7 +20,9 @@ def unpack(packed: str) -> Any:
 
 
 def index_of(html: str) -> Any:
-    found = re.search(r'<script id="data" type="text/plain" data-folder="[0-9a-f]{16}">([A-Za-z0-9+/=]*)</script>', html)
+    found = re.search(
+        r'<script id="data" type="text/plain" data-folder="[0-9a-f]{16}">([A-Za-z0-9+/=]*)</script>', html
+    )
     assert found
     return unpack(found[1])
 
@@ -37,7 +39,9 @@ def latents_of(path: Path) -> list[dict[str, Any]]:
     index = index_of(path.read_text(encoding="utf-8"))
     blocks: list[Any] = []
     for number in range(-(-len(index["i"]) // index["per_block"])):
-        found = re.fullmatch(rf'saepipeBlock\({number},"([A-Za-z0-9+/=]*)"\)\n', (generation(path) / f"{number}.js").read_text())
+        found = re.fullmatch(
+            rf'saepipeBlock\({number},"([A-Za-z0-9+/=]*)"\)\n', (generation(path) / f"{number}.js").read_text()
+        )
         assert found
         blocks += unpack(found[1])
     names = {"i": "index", "d": "density", "m": "maximum", "e": "effect", "n": "nearest", "l": "label", "w": "words"}

@@ -168,7 +168,9 @@ def test_a_transcoder_is_looked_at_by_what_it_reads(folder: Path) -> None:
     run(folder)
     html = page.read_text(encoding="utf-8")
     read = ("index", "density", "maximum", "label", "h", "t", "b", "r")
-    assert [[latent[key] for key in read] for latent in latents_of(page)] == [[old[key] for key in read] for old in before]
+    assert [[latent[key] for key in read] for latent in latents_of(page)] == [
+        [old[key] for key in read] for old in before
+    ]
     assert "No effects on logits: the unembedding reads 128 numbers, and blocks.2.hook_mlp_out has 7" in html
     assert "blocks.2.hook_mlp_out" in html
 

@@ -20,9 +20,7 @@ def make(hook: str = HOOK, d_in: int = 128) -> SAE:
 
 
 @pytest.mark.parametrize("compatibility_mode", [False, True])
-def test_effects_are_those_of_the_folded_unembedding(
-    compatibility_mode: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_effects_are_those_of_the_folded_unembedding(compatibility_mode: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logit_lens, "_VOCABULARY", 700)
     monkeypatch.setattr(logit_lens, "_LATENTS", 7)
     model = LanguageModel.open(ModelConfig(hooks=[HOOK], compatibility_mode=compatibility_mode))

@@ -45,7 +45,9 @@ def visit_everything(page: Page) -> None:
 # Once with the page's policy that no script but its own may run, and once without: either has to do by itself.
 @pytest.mark.parametrize("bypass_csp", [False, True])
 def test_text_that_is_markup_is_shown_and_does_not_run(opened: Open, bypass_csp: bool) -> None:
-    latents = [latent(number, text, promoted=[(text, 1.0)], suppressed=[(text, -1.0)]) for number, text in enumerate(RUNS)]
+    latents = [
+        latent(number, text, promoted=[(text, 1.0)], suppressed=[(text, -1.0)]) for number, text in enumerate(RUNS)
+    ]
     everything = " ".join(RUNS)
     hostile = small_pages.page(*latents, title=everything, facts={everything: everything}, note=everything)
     page = opened(hostile, bypass_csp=bypass_csp)
@@ -68,7 +70,9 @@ def test_text_that_is_markup_is_shown_and_does_not_run(opened: Open, bypass_csp:
 def test_a_script_that_gets_into_the_page_is_not_run(opened: Open) -> None:
     page = opened(small_pages.page())
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=window.ran=1>')")
-    page.evaluate("document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.ran = 2'}))")
+    page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.ran = 2'}))"
+    )
     page.wait_for_timeout(200)
     assert page.evaluate("window.ran") is None
 
@@ -89,7 +93,9 @@ def test_control_characters_and_right_to_left_and_emoji(opened: Open) -> None:
     near = page.locator("#latent-7 .chip").last
     boxes = near.evaluate(
         """chip => [...chip.childNodes].map((node) => {
-             const range = document.createRange(); range.selectNodeContents(node); return range.getBoundingClientRect().x })"""
+             const range = document.createRange();
+             range.selectNodeContents(node);
+             return range.getBoundingClientRect().x })"""
     )
     assert near.text_content() == "#8  עולם  0.75"
     assert boxes == sorted(boxes)

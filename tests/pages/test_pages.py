@@ -21,7 +21,9 @@ def page(opened: Open) -> Page:
 
 
 def shown(page: Page) -> list[int]:
-    return [int(name.removeprefix("latent-")) for name in page.locator("article").evaluate_all("all => all.map(a => a.id)")]
+    return [
+        int(name.removeprefix("latent-")) for name in page.locator("article").evaluate_all("all => all.map(a => a.id)")
+    ]
 
 
 def first(page: Page, n: int = 0) -> object:
@@ -42,7 +44,9 @@ SORTS = {
 
 def test_every_way_to_sort(opened: Open) -> None:
     latents = [
-        Latent(**{**vars(one), "maximum": 1 + one.index * 31 % 97, "label": "zyxw"[one.index % 4] + "é" * (one.index % 2)})
+        Latent(
+            **{**vars(one), "maximum": 1 + one.index * 31 % 97, "label": "zyxw"[one.index % 4] + "é" * (one.index % 2)}
+        )
         for one in many(N)
     ]
     page = opened(small_pages.page(*latents))
@@ -131,7 +135,9 @@ def test_an_address_names_a_latent(opened: Open) -> None:
 def test_neuronpedia_is_linked_where_the_sae_has_pages_there(opened: Open, page: Page) -> None:
     expect(page.locator(".away")).to_have_count(0)
     linked = opened(small_pages.page(*many(3), address="https://www.neuronpedia.org/gpt2-small/8-res-jb/"))
-    assert linked.locator("#latent-2 .away").get_attribute("href") == "https://www.neuronpedia.org/gpt2-small/8-res-jb/2"
+    assert (
+        linked.locator("#latent-2 .away").get_attribute("href") == "https://www.neuronpedia.org/gpt2-small/8-res-jb/2"
+    )
 
 
 def test_everything_with_the_keyboard(page: Page) -> None:
@@ -194,7 +200,13 @@ def test_light_and_dark_can_be_read(opened: Open) -> None:
     for scheme in ("light", "dark"):
         page = opened(small_pages.page(*many(3)), color_scheme=scheme)
         expect(page.locator("mark").first).to_be_visible()
-        for text, ground in {"li bdi": "article", "dt": "body", ".note": "body", ".value": "article", ".name": "article"}.items():
+        for text, ground in {
+            "li bdi": "article",
+            "dt": "body",
+            ".note": "body",
+            ".value": "article",
+            ".name": "article",
+        }.items():
             assert contrast(page, text, ground) >= 4.5, (scheme, text)
         grounds.append(page.locator("body").evaluate("body => getComputedStyle(body).backgroundColor"))
     assert grounds[0] != grounds[1]
@@ -254,6 +266,8 @@ def test_interactive_within_a_second(visit: Open, tmp_path: Path, n: int) -> Non
 
 
 def _seconds(page: Page, done: str) -> float:
-    found = page.evaluate(f"() => {{ const began = performance.now(); {done}; return performance.now() - began }}") / 1000
+    found = (
+        page.evaluate(f"() => {{ const began = performance.now(); {done}; return performance.now() - began }}") / 1000
+    )
     assert math.isfinite(found)
     return found
