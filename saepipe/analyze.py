@@ -10,7 +10,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from saepipe import entry, neuronpedia
+from saepipe import entry, latent_labels, neuronpedia
 from saepipe.config import RunConfig
 from saepipe.errors import explained_memory
 from saepipe.feature_page import FeaturePage
@@ -46,6 +46,7 @@ def analyze(config: RunConfig) -> dict[str, Any]:
     contexts = Contexts(run.tokens(config.store.dir), config.analyze.tokens)
     model = LanguageModel.open(config.model)
     sae = run.load_sae().to(model.device)
+    labels = latent_labels.read(config.analyze.labels, sae.d_sae) if config.analyze.labels else {}
     if contexts.training_tokens:
         log.info("%s", _read_what(contexts))
     began = time.perf_counter()
@@ -53,15 +54,15 @@ def analyze(config: RunConfig) -> dict[str, Any]:
         activity = observe(model, sae, contexts, config.analyze.contexts, batch_prompts=config.analyze.batch_prompts)
         seconds = time.perf_counter() - began
         features = Features.gather(model, sae, contexts, activity)
-        shown = activity.spread(config.analyze.latents or sae.d_sae)
-        page = _page(config, run, sae, features, shown)
+        page = _page(config, run, sae, features, labels)
         path = page.write(run.folder / "features")
     tokens = contexts.held_out_tokens + contexts.training_tokens
-    live = int((activity.fired > 0).sum())
-    log.info("%s: %s of %s live latents, from %s tokens", path, f"{len(shown):,}", f"{live:,}", f"{tokens:,}")
+    live = len(features.live)
+    shown = min(config.analyze.latents or live, live)
+    log.info("%s: %s of %s live latents, from %s tokens", path, f"{shown:,}", f"{live:,}", f"{tokens:,}")
     return {
         "page": str(path),
-        "latents_shown": len(shown),
+        "latents_shown": shown,
         "live": live,
         "dead": sae.d_sae - live,
         "tokens": tokens,
@@ -70,11 +71,12 @@ def analyze(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _page(config: RunConfig, run: Run, sae: "SAE", features: "Features", shown: list[int]) -> FeaturePage:
+def _page(config: RunConfig, run: Run, sae: "SAE", features: "Features", labels: dict[int, str]) -> FeaturePage:
     """Put the page together."""
     activity = features.activity
     fired = activity.fired.cpu()
     live = len(features.live)
+    shown = activity.spread(config.analyze.latents or live)
     facts = {
         "model": config.model.name,
         "hook": sae.metadata["hook_name"],
@@ -96,7 +98,7 @@ def _page(config: RunConfig, run: Run, sae: "SAE", features: "Features", shown: 
         note=" ".join(said),
         densities=(fired.double() / max(activity.tokens, 1)).tolist(),
         tokens=activity.tokens,
-        latents=features.of(shown, {}),
+        latents=features.of(shown, labels),
         address=neuronpedia.page(sae, 0).removesuffix("0") if sae.metadata.get("neuronpedia_id") else None,
     )
 

@@ -1,7 +1,7 @@
 """The contexts that are kept of each latent, with its activations there, while many more are read.
 
-Kept are those with the largest keys, so it does not matter how the contexts are cut into batches. Keys `by_strength` keep
-a latent's strongest contexts, keys `by_chance` a random sample of those in which it is active.
+Kept are those with the largest keys, so it does not matter how the contexts are cut into batches. Keys `by_strength`
+keep a latent's strongest contexts, keys `by_chance` a random sample of those in which it is active.
 """
 
 from dataclasses import dataclass

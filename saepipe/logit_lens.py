@@ -81,7 +81,7 @@ def logit_effects(model: LanguageModel, sae: SAE, latents: Int[Tensor, " latent"
                 both = torch.cat([best[side][some], found.values], 1).topk(n, dim=1)
                 ids[side][some] = torch.cat([ids[side][some], found.indices + start], 1).gather(1, both.indices)
                 best[side][some] = both.values
-    return LogitEffects(best[0], ids[0], -best[1], ids[1])
+    return LogitEffects(best[0].cpu(), ids[0].cpu(), -best[1].cpu(), ids[1].cpu())
 
 
 def _through_norm(norm: torch.nn.Module, rows: Tensor, dtype: torch.dtype) -> Tensor:

@@ -147,6 +147,17 @@ def test_training_documents_help_out_and_the_page_says_so(folder: Path) -> None:
     assert said in html
 
 
+def test_latents_have_the_names_that_a_file_gives(folder: Path) -> None:
+    first = latents_of(Path(str(run(folder, "analyze.latents=4")["page"])))
+    named = first[2]["index"]
+    (folder / "names.json").write_text(json.dumps({str(named): "a name"}))
+    again = latents_of(Path(str(run(folder, "analyze.latents=4", f"analyze.labels={folder}/names.json")["page"])))
+    assert [latent["label"] for latent in again] == [
+        "a name" if latent["index"] == named else latent["label"] for latent in first
+    ]
+    assert all(latent["label"] for latent in first)
+
+
 def test_the_same_command_writes_the_same_page(folder: Path) -> None:
     first, second = (Path(str(run(folder, f"analyze.batch_prompts={size}")["page"])).read_bytes() for size in (7, 7))
     assert first == second  # the name of the blocks' folder, their hash, is in it

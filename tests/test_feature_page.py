@@ -88,14 +88,6 @@ def test_page_is_self_contained_and_runs_no_script_but_its_own(tmp_path: Path) -
     assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}' 'self' file:;" in html
 
 
-def test_density_plot_counts_every_latent(tmp_path: Path) -> None:
-    densities = [0.0] * 5 + [1e-6, 0.001, 0.0011, 0.5, 1.0]  # 1e-6 is below what 1000 tokens can tell
-    html = page(densities=densities).write(tmp_path).read_text(encoding="utf-8")
-    told = re.findall(r"<title>([\d,]+) latents (are dead|with a density)", html)
-    assert ("5", "are dead") in told
-    assert sum(int(count) for count, kind in told if kind == "with a density") == 5
-
-
 def test_a_page_without_latents(tmp_path: Path) -> None:
     path = page(latents=[], densities=[0.0, 0.0]).write(tmp_path)
     assert latents_of(path) == []

@@ -42,6 +42,7 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "kept_contexts": (0, TENSORS),
     "neighbours": (0, TENSORS),
     "latents": (3, TENSORS | {"tqdm"}),
+    "latent_labels": (1, set()),
     "logit_lens": (3, TENSORS),
     "features": (4, TENSORS),
     "durable": (0, {"xxhash"}),

@@ -44,9 +44,9 @@ def test_4096_latents_from_500k_tokens(tmp_path: Path) -> None:
     whole_s = time.perf_counter() - began
     size = sum(file.stat().st_size for file in Path(found["page"]).parent.rglob("*")) / 1e6
     print(
-        f"\n  the page of {found['latents_shown']:,} of {D_SAE:,} latents from {found['tokens']:,} tokens took {whole_s:.0f} "
-        f"s with the start of Python ({found['cpu_s']:.0f} s of CPU), at most {found['peak_gb']:.2f} GB, and is "
-        f"{size:.1f} MB"
+        f"\n  the page of {found['latents_shown']:,} of {D_SAE:,} latents from {found['tokens']:,} tokens: "
+        f"{whole_s:.0f} s with the start of Python ({found['cpu_s']:.0f} s of CPU), at most {found['peak_gb']:.2f} GB; "
+        f"{size:.1f} MB on disk"
     )
     assert found["tokens"] > 0.99 * TOKENS
     latents = latents_of(Path(found["page"]))
