@@ -140,7 +140,7 @@ function card(index, place) {
   link.tabIndex = -1;
   const figures = [["density", `${number(100 * index.d[place])} %`], ["max activation", number(index.m[place])]];
   if (index.e[place] !== null) figures.push(["logit effect", number(index.e[place])]);
-  if (index.n[place] !== null) figures.push(["nearest", index.n[place].toFixed(2)]);
+  if (index.n[place] !== null) figures.push(["nearest cosine", index.n[place].toFixed(2)]);
   const table = element("dl", "figures");
   for (const [name, value] of figures) table.append(element("div", "", element("dt", "", name), element("dd", "", value)));
   const side = element("div", "side", element("h2", "", link), element("p", "label", quoted(index.l[place])), table);
