@@ -76,7 +76,7 @@ class Peaks:
         windows = f[contexts[:, None], around.clamp(0, f.shape[1] - 1), latents[:, None]] * inside
         return cls(keys, f[contexts, positions, latents], contexts + first, positions, windows)
 
-    def __getitem__(self, index: Tensor | int) -> "Peaks":
+    def __getitem__(self, index: int | Tensor | tuple[Tensor, ...]) -> "Peaks":
         """Take some of them."""
         return Peaks(**{name: tensor[index] for name, tensor in vars(self).items()})
 
@@ -119,16 +119,13 @@ class KeptContexts:
             tensor[row, self._slots + _ranks(groups)] = getattr(peaks, name)
         order = both.keys.argsort(dim=1, descending=True, stable=True)[:, : self._slots]
         rows = torch.arange(len(touched), device=groups.device)[:, None]
-        for name, tensor in vars(both).items():
-            getattr(self.peaks, name)[touched] = tensor[rows, order]
+        self.peaks[touched] = both[rows, order]
 
     def regroup(self, moved: Bool[Tensor, " group"], target: Int[Tensor, " group"]) -> None:
         """Empty some groups, and offer what they held to the groups that `target` names."""
         group, slot = ((self.peaks.keys >= 0) & moved[:, None]).nonzero(as_tuple=True)
-        held = Peaks(**{name: tensor[group, slot] for name, tensor in vars(self.peaks).items()})
-        self.peaks.keys[moved] = FREE
-        self.peaks.values[moved] = 0
-        self.peaks.windows[moved] = 0
+        held = self.peaks[group, slot]
+        self.peaks[moved] = Peaks.none(1, self._slots, moved.device)
         index = self.wanted(target[group], held.keys)
         self.put(target[group][index], held[index])
 
