@@ -247,7 +247,7 @@ WHEN_SHOWN = """new MutationObserver((_, observer) => {
 def test_interactive_within_a_second(visit: Open, tmp_path: Path, n: int) -> None:
     path = small_pages.page(*many(n), densities=[0.1] * n).write(tmp_path)
     ready, answered, sorted_s = [], [], []
-    for _ in range(5):
+    for _ in range(3):
         page = visit(path.as_uri(), first_script=WHEN_SHOWN)
         page.locator("mark").first.wait_for()
         ready.append(page.evaluate("window.shown") / 1000)
