@@ -15,13 +15,15 @@ JOBS ?= 2
 # How much of what is promised under faults `make prove` tries.
 KILLS ?= 20
 FLIPS ?= 1000
+# What of it: CI leaves out what takes many minutes.
+PROVE ?= prove
 # How often `make test-cluster` preempts a run.
 PREEMPTIONS ?= 3
 
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup docs demo demo-model acceptance check format test prove test-cluster test-gpu test-tl3 peers ground-truth wheel clean clean-all
+.PHONY: help setup docs demo demo-model acceptance check format test prove test-pages test-cluster test-gpu test-tl3 peers ground-truth wheel clean clean-all
 
 help: ## List the verbs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,7 +43,10 @@ test: $(READY) ## Run the tests (ARGS="-k shards" runs some)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 prove: $(READY) ## Run what is promised in full: the demo from a fresh clone, the README, kills, faults (KILLS=20 FLIPS=1000; minutes)
-	PROVE_KILLS=$(KILLS) PROVE_FLIPS=$(FLIPS) $(BIN)/python -m pytest -s -m prove tests $(ARGS)
+	PROVE_KILLS=$(KILLS) PROVE_FLIPS=$(FLIPS) $(BIN)/python -m pytest -s -m "$(PROVE)" tests $(ARGS)
+
+test-pages: $(READY) ## Use the feature page in Chromium as a reader does (as root, installs it with apt where it lacks)
+	$(BIN)/python -m pytest -s -m pages tests/pages $(ARGS)
 
 test-cluster: $(READY) ## Bring up a real SLURM and run pipelines on it (as root; installs it with apt; minutes)
 	CLUSTER_PREEMPTIONS=$(PREEMPTIONS) $(BIN)/python -m pytest -s -m cluster tests/cluster $(ARGS)

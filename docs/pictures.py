@@ -1,6 +1,7 @@
 """Make the README's pictures from a finished run: `python docs/pictures.py runs/demo` (the page needs Chromium).
 
-Writes docs/training_curve.svg from metrics.csv, and docs/feature_page.png as Chromium shows features/index.html.
+Writes docs/training_curve.svg from metrics.csv, and docs/feature_page.png and docs/feature_page_dark.png as Chromium
+shows features/index.html.
 """
 
 import csv
@@ -54,7 +55,7 @@ def chart(x: float, name: str, colour: str, tokens: list[float], values: list[fl
     )
 
 
-def feature_page(run: Path, picture: Path) -> None:
+def feature_page(run: Path, picture: Path, *, dark: bool = False) -> None:
     """Photograph the feature page."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
@@ -64,6 +65,7 @@ def feature_page(run: Path, picture: Path) -> None:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}"]
         options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
         options += ["--window-size=1200,1000", "--virtual-time-budget=4000", f"--screenshot={picture}"]
+        options += ["--blink-settings=preferredColorScheme=0"] if dark else []
         subprocess.run([chromium, *options, page], check=True, capture_output=True)
 
 
@@ -71,3 +73,4 @@ if __name__ == "__main__":
     finished = Path(sys.argv[1])
     (HERE / "training_curve.svg").write_text(training_curve(finished))
     feature_page(finished, HERE / "feature_page.png")
+    feature_page(finished, HERE / "feature_page_dark.png", dark=True)

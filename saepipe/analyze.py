@@ -1,24 +1,25 @@
 """Look at what the latents of a trained SAE respond to: `python -m saepipe.analyze run.dir=runs/x`.
 
 The language model reads held-out contexts once, and `features/index.html` shows the contexts that activate each latent
-most. Special tokens and position 0 are left out of every activation, density and histogram. Heavy imports stand inside
-the functions, so that `--help` and a mistyped key answer at once.
+most, others drawn from each range of its activations, its histogram, its effect on the logits and its neighbours.
+Special tokens and position 0 are left out of every activation, density and histogram. Heavy imports stand inside the
+functions, so that `--help` and a mistyped key answer at once.
 """
 
 import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from saepipe import durable, entry
+from saepipe import entry, latent_labels, neuronpedia
 from saepipe.config import RunConfig
 from saepipe.errors import explained_memory
-from saepipe.feature_page import Excerpt, FeaturePage, Latent
+from saepipe.feature_page import FeaturePage
 from saepipe.runs import Run
 
 if TYPE_CHECKING:
-    from saepipe.latents import Contexts, LatentActivity
+    from saepipe.features import Features
+    from saepipe.latents import Contexts
     from saepipe.saes.base import SAE
-    from saepipe.token_text import TokenText
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +36,9 @@ def analyze(config: RunConfig) -> dict[str, Any]:
     Raises:
         UserError: No finished run, no token store, a model that cannot be loaded, out of memory.
     """
+    from saepipe.features import Features
     from saepipe.language_model import LanguageModel
     from saepipe.latents import Contexts, observe
-    from saepipe.token_text import TokenText
 
     config = entry.settled(config)
     run = Run(config.run.dir)
@@ -45,22 +46,23 @@ def analyze(config: RunConfig) -> dict[str, Any]:
     contexts = Contexts(run.tokens(config.store.dir), config.analyze.tokens)
     model = LanguageModel.open(config.model)
     sae = run.load_sae().to(model.device)
+    labels = latent_labels.read(config.analyze.labels, sae.d_sae) if config.analyze.labels else {}
     if contexts.training_tokens:
         log.info("%s", _read_what(contexts))
     began = time.perf_counter()
     with explained_memory("analysis", analyze__batch_prompts=config.analyze.batch_prompts):
         activity = observe(model, sae, contexts, config.analyze.contexts, batch_prompts=config.analyze.batch_prompts)
-    seconds = time.perf_counter() - began
-    page = _page(config, run, sae, contexts, activity, TokenText(model.tokenizer))
-    path = run.folder / "features" / "index.html"
-    with durable.disk_errors("run.dir", run.folder):
-        durable.write_text(path, page.html())
+        seconds = time.perf_counter() - began
+        features = Features.gather(model, sae, contexts, activity)
+        page = _page(config, run, sae, features, labels)
+        path = page.write(run.folder / "features")
     tokens = contexts.held_out_tokens + contexts.training_tokens
-    live = int((activity.fired > 0).sum())
-    log.info("%s: %s of %s live latents, from %s tokens", path, len(page.latents), f"{live:,}", f"{tokens:,}")
+    live = len(features.live)
+    shown = min(config.analyze.latents or live, live)
+    log.info("%s: %s of %s live latents, from %s tokens", path, f"{shown:,}", f"{live:,}", f"{tokens:,}")
     return {
         "page": str(path),
-        "latents_shown": len(page.latents),
+        "latents_shown": shown,
         "live": live,
         "dead": sae.d_sae - live,
         "tokens": tokens,
@@ -69,25 +71,12 @@ def analyze(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _page(
-    config: RunConfig, run: Run, sae: "SAE", contexts: "Contexts", activity: "LatentActivity", text: "TokenText"
-) -> FeaturePage:
+def _page(config: RunConfig, run: Run, sae: "SAE", features: "Features", labels: dict[int, str]) -> FeaturePage:
     """Put the page together."""
+    activity = features.activity
     fired = activity.fired.cpu()
-    density = (fired.double() / max(activity.tokens, 1)).tolist()
-    tops = activity.histogram_top.tolist()
-    shown = [
-        Latent(
-            index=latent,
-            density=density[latent],
-            maximum=float(activity.maxima[latent]),
-            histogram=activity.histogram[latent].tolist(),
-            histogram_top=tops[latent],
-            excerpts=_excerpts(latent, contexts, activity, text),
-        )
-        for latent in activity.spread(config.analyze.latents)
-    ]
-    live = int((fired > 0).sum())
+    live = len(features.live)
+    shown = activity.spread(config.analyze.latents or live)
     facts = {
         "model": config.model.name,
         "hook": sae.metadata["hook_name"],
@@ -98,11 +87,20 @@ def _page(
         "live": f"{live:,}",
         "dead": f"{sae.d_sae - live:,} ({1 - live / sae.d_sae:.1%})",
     }
-    note = (
-        f"{_read_what(contexts)}; special tokens and position 0 are left out. "
-        f"{len(shown):,} of {live:,} live latents are shown, drawn evenly over their densities."
+    said = [f"{_read_what(features.contexts)}; special tokens and position 0 are left out."]
+    if len(shown) < live:
+        said.append(f"{len(shown):,} of {live:,} live latents are shown, drawn evenly over their densities.")
+    if features.without_effects:
+        said.append(f"No effects on logits: {features.without_effects}.")
+    return FeaturePage(
+        title=str(run.folder),
+        facts=facts,
+        note=" ".join(said),
+        densities=(fired.double() / max(activity.tokens, 1)).tolist(),
+        tokens=activity.tokens,
+        latents=features.of(shown, labels),
+        address=neuronpedia.page(sae, 0).removesuffix("0") if sae.metadata.get("neuronpedia_id") else None,
     )
-    return FeaturePage(str(run.folder), facts, note, density, activity.tokens, shown)
 
 
 def _read_what(contexts: "Contexts") -> str:
@@ -113,27 +111,6 @@ def _read_what(contexts: "Contexts") -> str:
     if not contexts.held_out_tokens:
         return f"Read {training} tokens of training documents, for want of held-out ones"
     return f"Read all {held_out} tokens of held-out documents and, for want of more, {training} of training documents"
-
-
-def _excerpts(latent: int, contexts: "Contexts", activity: "LatentActivity", text: "TokenText") -> list[Excerpt]:
-    """Cut the texts in which a latent is most active."""
-    from saepipe.latents import AFTER, BEFORE
-
-    excerpts = []
-    columns = (activity.values, activity.contexts, activity.positions, activity.windows)
-    for value, context, position, window in zip(*(column[:, latent].tolist() for column in columns), strict=True):
-        if value > 0:
-            ids = contexts.ids(context)
-            start, stop = max(0, position - BEFORE), min(len(ids), position + AFTER + 1)
-            seen = window[start - position + BEFORE : stop - position + BEFORE]
-            pieces = text.pieces(ids[start:stop])
-            shown = [(piece, max(seen[piece.start : piece.stop])) for piece in pieces]
-            while shown and shown[0][0].broken and not shown[0][1]:  # the cut went through a character
-                shown.pop(0)
-            while shown and shown[-1][0].broken and not shown[-1][1]:
-                shown.pop()
-            excerpts.append(Excerpt([(piece.text, activation) for piece, activation in shown]))
-    return excerpts
 
 
 def main() -> None:

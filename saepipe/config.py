@@ -316,10 +316,12 @@ class AnalyzeConfig(Group, group="analyze"):
 
     tokens: int = key(200_000, least=1)
     """Tokens to search for the contexts that activate each latent."""
-    latents: int = key(256, least=1)
-    """Latents to show, drawn evenly over the live ones."""
+    latents: int | None = key(None, least=1)
+    """Latents to show, drawn evenly over the live ones; None shows all of these."""
     contexts: int = key(8, least=1)
     """Top activating contexts to show per latent."""
+    labels: str | None = key(None, filled="name a JSON file, or leave it out", folder=True)
+    """JSON file of names for latents, `{"12": "HTTP requests"}`; the others are called by their strongest tokens."""
     batch_prompts: int = key(32, least=1)
     """Contexts per forward pass."""
 

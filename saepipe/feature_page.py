@@ -1,25 +1,33 @@
-"""A feature page: one HTML file that needs nothing but a browser, not even a network.
+"""A feature page: `index.html`, and beside it what it says of each latent, in blocks that it loads when needed.
 
-`page/template.html`, `style.css` and `script.js` are its parts. The summary is plain HTML; the latents are JSON,
-deflated (a third of the size) and put into the page as text nodes by the script, so that no token can become markup.
+It needs nothing but a browser, not even a web server. `page/template.html`, `style.css` and the scripts are its parts.
+The summary and an index of all latents stand in the HTML; a block is a script that hands over its data, since a page
+that is opened from disk may load scripts but no other files. All data is deflated JSON, which the script puts into the
+page as text nodes, so that no token can become markup.
+
+A page may be open while it is written anew: the blocks' folder is named by its content, and the one before is kept.
 """
 
 import base64
+import hashlib
 import json
-import math
+import re
+import shutil
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from saepipe import durable, lock
+from saepipe.density_plot import density_plot
+
 _ASSETS = Path(__file__).parent / "page"
-_STEPS_PER_DECADE = 5
-_PLOT_HEIGHT = 120
-_BAR = 14
-"""Width of a bar of the density histogram, in the SVG's units."""
+_SCRIPTS = ("text.js", "blocks.js", "card.js", "list.js")
+_FOLDER = re.compile(r'data-folder="([0-9a-f]{16})"')
+LATENTS_PER_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,21 @@ class Excerpt:
 
     pieces: list[tuple[str, float]]
     """Text of each token and the latent's activation on it."""
+
+    @property
+    def strongest(self) -> str:
+        """Text of the token with the strongest activation."""
+        return max(self.pieces, key=lambda piece: piece[1])[0]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Contexts drawn at random from those whose strongest activation is in some range."""
+
+    low: float
+    """Where the range begins; it ends where that of the band before it begins, or at the maximum."""
+    excerpts: list[Excerpt]
+    """The contexts; none where the range has none."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +67,20 @@ class Latent:
     """Positive activations in equal bins from 0 to `histogram_top`."""
     histogram_top: float
     """Upper end of the histogram."""
-    excerpts: list[Excerpt]
+    top: list[Excerpt]
     """Contexts that activate it most, the strongest first."""
+    bands: list[Band] = field(default_factory=list)
+    """Contexts drawn from ranges of its activations, the strongest range first."""
+    sampled: list[Excerpt] = field(default_factory=list)
+    """Contexts drawn at random from all in which it is active."""
+    label: str = ""
+    """A few words on it."""
+    promoted: list[tuple[str, float]] = field(default_factory=list)
+    """Tokens whose logits it raises most at its maximum, and by how much."""
+    suppressed: list[tuple[str, float]] = field(default_factory=list)
+    """Tokens whose logits it lowers most."""
+    neighbours: list[tuple[int, float]] = field(default_factory=list)
+    """Latents whose decoder rows are the most similar, and their cosines."""
 
 
 @dataclass(frozen=True)
@@ -62,22 +97,72 @@ class FeaturePage:
     """Density of every latent of the SAE, 0 for the dead."""
     tokens: int
     """Tokens that were read, which is what a density can resolve."""
-    latents: list[Latent]
-    """The latents that are shown."""
+    latents: Iterable[Latent]
+    """The latents that are shown, by rising number; gone through once."""
+    address: str | None = None
+    """Address of a latent's page elsewhere, but for its number at the end; None: there are none."""
 
-    def html(self) -> str:
-        """Write the page."""
+    def write(self, folder: Path) -> Path:
+        """Write the page into a folder, in the place of one that is there: the blocks first, and `index.html` last.
+
+        Args:
+            folder: Of this page alone.
+
+        Returns:
+            Path of index.html.
+
+        Raises:
+            UserError: The folder cannot be written, or the disk is full.
+        """
+        blocks, index = self._data()
+        digest = hashlib.sha256("".join(blocks).encode()).hexdigest()[:16]
+        html = self._html(index, digest)
+        path = folder / "index.html"
+        with lock.hold(folder, key="run.dir", wait=True), durable.disk_errors("run.dir", folder):
+            durable.remove_stale(folder)
+            for number, block in enumerate(blocks):
+                durable.write_text(folder / digest / f"{number}.js", block)
+            found = _FOLDER.search(path.read_text(encoding="utf-8")) if path.exists() else None
+            durable.write_text(path, html)
+            before = found[1] if found else digest
+            for old in folder.iterdir() if before != digest else ():
+                if re.fullmatch("[0-9a-f]{16}", old.name) and old.name not in (digest, before):
+                    shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def _data(self) -> tuple[list[str], dict[str, Any]]:
+        """Lay the latents out for the script: the blocks, and the index, with a column for each thing to sort by."""
+        columns: dict[str, list[Any]] = {name: [] for name in ("i", "d", "m", "e", "n", "l", "w")}
+        blocks: list[str] = []
+        block: list[dict[str, Any]] = []
+        for latent in self.latents:
+            for name, value in _row(latent).items():
+                columns[name].append(value)
+            block.append(_details(latent))
+            if len(block) == LATENTS_PER_BLOCK:
+                blocks.append(_script(len(blocks), block))
+                block = []
+        if block:
+            blocks.append(_script(len(blocks), block))
+        d_sae = len(self.densities)
+        return blocks, {"d_sae": d_sae, "per_block": LATENTS_PER_BLOCK, "address": self.address, **columns}
+
+    def _html(self, index: dict[str, Any], digest: str) -> str:
         facts = "".join(
             f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in self.facts.items()
         )
+        script = "\n" + "\n".join(map(_asset, _SCRIPTS)) + "\n"
         return Template(_asset("template.html")).substitute(
             title=escape(self.title),
             note=escape(self.note),
             facts=facts,
-            plot=_density_plot(self.densities, self.tokens),
+            plot=density_plot(self.densities, self.tokens),
             style=_asset("style.css"),
-            script=_asset("script.js"),
-            data=_packed([_values(latent) for latent in self.latents]),
+            script=script,
+            # No script runs in the page but this very text, and files beside the page.
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            folder=digest,
+            data=_packed(index),
         )
 
 
@@ -85,22 +170,46 @@ def _asset(name: str) -> str:
     return (_ASSETS / name).read_text(encoding="utf-8").strip()
 
 
+def _script(number: int, block: list[dict[str, Any]]) -> str:
+    return f'saepipeBlock({number},"{_packed(block)}")\n'
+
+
 def _packed(values: object) -> str:
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+    return base64.b64encode(zlib.compress(text.encode(errors="replace"))).decode()
 
 
-def _values(latent: Latent) -> dict[str, Any]:
-    """Lay a latent out for the script, bins above its maximum left out."""
-    width = latent.histogram_top / len(latent.histogram)
-    used = max((index + 1 for index, count in enumerate(latent.histogram) if count), default=0)
+def _row(latent: Latent) -> dict[str, Any]:
+    """What the index says of a latent."""
+    contexts = [*latent.top, *(excerpt for band in latent.bands for excerpt in band.excerpts), *latent.sampled]
+    words = dict.fromkeys([*(excerpt.strongest for excerpt in contexts), *(text for text, _ in latent.promoted)])
     return {
         "i": latent.index,
         "d": _rounded(latent.density),
         "m": _rounded(latent.maximum),
+        "e": _rounded(latent.promoted[0][1]) if latent.promoted else None,
+        "n": _rounded(latent.neighbours[0][1]) if latent.neighbours else None,
+        "l": latent.label,
+        "w": "\n".join(words),
+    }
+
+
+def _details(latent: Latent) -> dict[str, Any]:
+    """What its block says of a latent, bins above its maximum left out."""
+    width = latent.histogram_top / len(latent.histogram)
+    used = max((index + 1 for index, count in enumerate(latent.histogram) if count), default=0)
+    return {
         "w": width,
         "h": latent.histogram[:used],
-        "x": [_runs(excerpt, latent.maximum) for excerpt in latent.excerpts],
+        "t": [_runs(excerpt, latent.maximum) for excerpt in latent.top],
+        "b": [
+            [_rounded(band.low), *(_runs(excerpt, latent.maximum) for excerpt in band.excerpts)]
+            for band in latent.bands
+        ],
+        "r": [_runs(excerpt, latent.maximum) for excerpt in latent.sampled],
+        "p": [[text, _rounded(effect)] for text, effect in latent.promoted],
+        "s": [[text, _rounded(effect)] for text, effect in latent.suppressed],
+        "n": [[index, round(cosine, 3)] for index, cosine in latent.neighbours],
     }
 
 
@@ -121,44 +230,3 @@ def _runs(excerpt: Excerpt, maximum: float) -> list[str | int]:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
-
-
-def _density_plot(densities: Sequence[float], tokens: int) -> str:
-    """Draw how many latents have which density, on a logarithmic axis, the dead ones apart."""
-    decades = max(1, math.ceil(math.log10(max(tokens, 2))))
-    bins = [0] * (decades * _STEPS_PER_DECADE)
-    for density in densities:
-        if density > 0:
-            place = math.floor((math.log10(density) + decades) * _STEPS_PER_DECADE)
-            bins[min(max(place, 0), len(bins) - 1)] += 1
-    dead = sum(density <= 0 for density in densities)
-    tallest = max(*bins, dead, 1)
-    first = 3 * _BAR  # a gap behind the bar of the dead
-    parts = [_bar(0, dead, tallest, "dead", f"{dead:,} latents are dead")]
-    for place, count in enumerate(bins):
-        low, high = (10 ** (edge / _STEPS_PER_DECADE - decades) for edge in (place, place + 1))
-        told = f"{count:,} latents with a density from {low:.2g} to {high:.2g}"
-        parts.append(_bar(first + place * _BAR, count, tallest, "live", told))
-    width = first + len(bins) * _BAR
-    parts.append(f'<path class="axis" d="M0 {_PLOT_HEIGHT}.5H{_BAR - 1}M{first} {_PLOT_HEIGHT}.5H{width}"/>')
-    parts.append(f'<text x="{_BAR / 2}" y="{_PLOT_HEIGHT + 16}">dead</text>')
-    for decade in range(decades + 1):
-        power = -(decades - decade)
-        shown = "1" if power == 0 else f'10<tspan dy="-4" font-size="75%">\u2212{-power}</tspan>'
-        parts.append(f'<text x="{first + decade * _STEPS_PER_DECADE * _BAR}" y="{_PLOT_HEIGHT + 16}">{shown}</text>')
-    label = f"Histogram of the density of {len(densities):,} latents, logarithmic; {dead:,} are dead"
-    box = f"-12 -14 {width + 24} {_PLOT_HEIGHT + 36}"
-    return (
-        f'<svg class="plot" role="img" aria-label="{label}" width="{width + 24}" viewBox="{box}">{"".join(parts)}</svg>'
-    )
-
-
-def _bar(x: int, count: int, tallest: int, kind: str, told: str) -> str:
-    """Draw one bar, with its sentence for whoever points at it."""
-    if not count:
-        return ""
-    height = max(1.5, _PLOT_HEIGHT * count / tallest)
-    return (
-        f'<rect class="{kind}" x="{x}" y="{_PLOT_HEIGHT - height:.1f}" width="{_BAR - 1}" height="{height:.1f}">'
-        f"<title>{told}</title></rect>"
-    )

@@ -16,6 +16,7 @@ from saepipe.edits import Edit, check_head, functions, per_token
 from saepipe.errors import UserError, unknown
 from saepipe.hook_names import split_head
 from saepipe.model_files import ModelFiles
+from saepipe.model_view import HuggingFaceView
 from saepipe.placement import Placement
 
 if TYPE_CHECKING:
@@ -210,6 +211,15 @@ class LanguageModel:
     def hook_points(self) -> Hooks:
         """The loaded model's hook points, for what runs it in other ways than this class does."""
         return self._hooks
+
+    @property
+    def outer(self) -> Any:
+        """The model's outer weights by TransformerLens' names: `W_E`, `W_U`, `ln_final`."""
+        return (
+            self._hooks.bridge
+            if isinstance(self._hooks, BridgeHooks)
+            else HuggingFaceView(self._hooks.model, self.name)
+        )
 
     @cached_property
     def _hooks(self) -> Hooks:

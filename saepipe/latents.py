@@ -13,16 +13,18 @@ from torch import Tensor
 
 from saepipe import progress
 from saepipe.errors import UserError
+from saepipe.kept_contexts import KeptContexts, Peaks, by_chance, by_strength
 from saepipe.language_model import LanguageModel
 from saepipe.saes.base import SAE
 from saepipe.token_store import TokenStore, ordinary
 
-BEFORE, AFTER = 18, 7
-"""Tokens kept around the strongest one of a context: more before it, since that is all that the model saw there."""
 BINS = 32
 """Bins of an activation histogram; a power of two, so that widening one merges whole bins and stays exact."""
-_CHUNK_ELEMENTS = 1 << 24
-"""Most activations of latents held at once (64 MiB), unless one context alone has more."""
+STRATA = 16
+"""Ranges of a latent's activations from each of which one context is kept; a power of two for the same reason."""
+_CHUNK_ELEMENTS = 1 << 22
+"""Most activations of latents held at once, unless one context alone has more: 16 MiB, which the C library hands out
+again, where larger blocks are new to the process each time (on 2 cores the pages took half of the time of encoding)."""
 
 
 class Contexts:
@@ -80,39 +82,31 @@ class Contexts:
 
 
 class LatentActivity:
-    """Firing counts, activation histograms and the top contexts of every latent.
+    """Firing counts, activation histograms and kept contexts of every latent.
 
-    A context is listed once per latent, with its strongest position; of equal ones the earlier read is kept. So the
-    result does not depend on how the contexts are cut into updates.
+    A context counts once per latent, with its strongest position. The result does not depend on how the contexts are
+    cut into updates.
     """
 
-    def __init__(self, d_sae: int, *, contexts: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, d_sae: int, *, contexts: int, sampled: int = 4, device: torch.device | str = "cpu") -> None:
         """Begin with nothing read.
 
         Args:
             d_sae: Number of latents.
             contexts: Top contexts to keep per latent.
+            sampled: Contexts to keep that are drawn at random from those in which the latent is active.
             device: Where the activations will come from.
         """
         self.tokens = 0
         """Tokens counted so far."""
-        self.values: Float[Tensor, "k d_sae"] = torch.zeros(contexts, d_sae, device=device)
-        """Strongest activation of each top context, falling; 0 where there are fewer contexts."""
-        self.contexts: Int[Tensor, "k d_sae"] = torch.full((contexts, d_sae), -1, device=device)
-        """Number of each top context."""
-        self.positions: Int[Tensor, "k d_sae"] = torch.zeros_like(self.contexts)
-        """Where in its context the strongest activation is."""
-        self.windows: Float[Tensor, "k d_sae window"] = torch.zeros(contexts, d_sae, BEFORE + 1 + AFTER, device=device)
-        """Activations from `BEFORE` tokens before that position to `AFTER` tokens after it; 0 outside the context."""
+        self.maxima: Float[Tensor, " d_sae"] = torch.zeros(d_sae, device=device)
+        """Strongest activation of each latent."""
         self.histogram: Int[Tensor, "d_sae bins"] = torch.zeros(d_sae, BINS, dtype=torch.int64, device=device)
         """Positive activations, in equal bins from 0 to `histogram_top`."""
+        self._top = KeptContexts(d_sae, contexts, device)
+        self._sampled = KeptContexts(d_sae, sampled, device)
+        self._strata = KeptContexts(d_sae * STRATA, 1, device)
         self._exponents = torch.full((d_sae,), -1000)  # base-2 logarithm of the histogram's top; here: not set
-        self._offsets = torch.arange(-BEFORE, AFTER + 1, device=device)
-
-    @property
-    def maxima(self) -> Float[Tensor, " d_sae"]:
-        """Strongest activation of each latent."""
-        return self.values[0]
 
     @property
     def fired(self) -> Int[Tensor, " d_sae"]:
@@ -124,6 +118,26 @@ class LatentActivity:
         """Upper end of each latent's histogram: the least power of two above its maximum."""
         return torch.exp2(self._exponents.double()).float()
 
+    @property
+    def top(self) -> Peaks:
+        """The strongest contexts [d_sae, contexts], falling; of equal ones the earlier read first."""
+        return self._top.peaks
+
+    @property
+    def sampled(self) -> Peaks:
+        """Contexts [d_sae, sampled] drawn at random from those in which the latent is active."""
+        return self._sampled.peaks
+
+    @property
+    def strata(self) -> Peaks:
+        """Contexts [d_sae, STRATA], one drawn at random from those whose strongest activation is in the same stratum.
+
+        The strata are equal ranges from 0 to `histogram_top`.
+        """
+        return Peaks(
+            **{name: held.unflatten(0, (-1, STRATA)).squeeze(2) for name, held in vars(self._strata.peaks).items()}
+        )
+
     def update(self, first: int, f: Float[Tensor, "context seq d_sae"], counted: Bool[Tensor, "context seq"]) -> None:
         """Take the activations of further contexts.
 
@@ -134,36 +148,24 @@ class LatentActivity:
         """
         f[~counted] = 0
         self.tokens += int(counted.sum())
-        k = len(self.values)
-        # A stable sort, with what came earlier first: equal values then keep their order of reading.
-        ranked = torch.cat([self.values, f.amax(dim=1)]).sort(dim=0, descending=True, stable=True)
-        latents = (ranked.indices[:k] >= k).any(0).nonzero().squeeze(1)
-        self._replace(first, f, ranked.indices[:k, latents], latents)
-        self.values = ranked.values[:k].clone()
+        peaks = f.amax(dim=1)
+        self.maxima = torch.maximum(self.maxima, peaks.amax(dim=0))
+        self._widen()
         self._count(f)
-
-    def _replace(self, first: int, f: Tensor, order: Tensor, latents: Tensor) -> None:
-        """Reorder the top contexts of some latents, where `order` points at old ones, then at those of `f`."""
-        k = len(self.values)
-        old, columns = order.clamp(max=k - 1), latents.expand_as(order)
-        self.contexts[:, latents] = self.contexts[old, columns]
-        self.positions[:, latents] = self.positions[old, columns]
-        self.windows[:, latents] = self.windows[old, columns]
-        ranks, chosen = (order >= k).nonzero(as_tuple=True)
-        context, latent = order[ranks, chosen] - k, latents[chosen]
-        position = f[context, :, latent].argmax(1)
-        self.contexts[ranks, latent] = first + context
-        self.positions[ranks, latent] = position
-        around = position[:, None] + self._offsets
-        inside = (around >= 0) & (around < f.shape[1])
-        seen = f[context[:, None], around.clamp(0, f.shape[1] - 1), latent[:, None]]
-        self.windows[ranks, latent] = seen * inside
+        context, latent = (peaks > 0).nonzero(as_tuple=True)
+        values = peaks[context, latent]
+        chance = by_chance(latent, context + first)
+        stratum = (values * (STRATA / self.histogram_top).to(f.device)[latent]).long().clamp(max=STRATA - 1)
+        for kept, groups, keys in (
+            (self._top, latent, by_strength(values, context + first)),
+            (self._sampled, latent, chance),
+            (self._strata, latent * STRATA + stratum, chance),
+        ):
+            chosen = kept.wanted(groups, keys)
+            kept.put(groups[chosen], Peaks.of(f, first, context[chosen], latent[chosen], keys[chosen]))
 
     def _count(self, f: Tensor) -> None:
-        """Add to the histograms, widened first where a latent was never as strong."""
-        exponents = torch.frexp(self.maxima.cpu()).exponent.long()  # maximum < 2 ** exponent
-        exponents = torch.where(self.maxima.cpu() > 0, exponents, self._exponents)
-        self._widen(exponents)
+        """Add to the histograms."""
         flat = f.reshape(-1)
         active = (flat > 0).nonzero().squeeze(1)
         latent = active % f.shape[-1]
@@ -171,14 +173,23 @@ class LatentActivity:
         bins = (flat[active] * bins_per_unit[latent]).long().clamp(max=BINS - 1)
         self.histogram.view(-1).scatter_add_(0, latent * BINS + bins, torch.ones_like(latent))
 
-    def _widen(self, exponents: Int[Tensor, " d_sae"]) -> None:
-        """Merge bins until each histogram reaches up to 2 ** exponent."""
+    def _widen(self) -> None:
+        """Merge bins and strata until each latent's reach above its maximum."""
+        maxima = self.maxima.cpu()
+        exponents = torch.where(maxima > 0, torch.frexp(maxima).exponent.long(), self._exponents)  # < 2 ** exponent
         doublings = (exponents - self._exponents).clamp(max=BINS.bit_length() - 1).to(self.histogram.device)
+        self._exponents = exponents
+        if not doublings.any():
+            return
         for times in doublings[doublings > 0].unique().tolist():
             latents = (doublings == times).nonzero().squeeze(1)
             merged = self.histogram[latents].view(len(latents), BINS >> times, 1 << times).sum(2)
             self.histogram[latents] = torch.nn.functional.pad(merged, (0, BINS - (BINS >> times)))
-        self._exponents = exponents
+        stratum = torch.arange(STRATA, device=doublings.device)
+        target = torch.arange(len(doublings), device=doublings.device)[:, None] * STRATA + (
+            stratum >> doublings[:, None]
+        )
+        self._strata.regroup((doublings > 0).repeat_interleave(STRATA), target.flatten())
 
     def spread(self, n: int) -> list[int]:
         """Pick n of the latents that fired, evenly over their ranks by density, and return them in rising order."""

@@ -34,6 +34,7 @@ class TokenText:
         """Find out how the tokenizer writes spaces and bytes."""
         self._tokenizer = tokenizer
         self._known: dict[int, bytes] = {}
+        self._whole: dict[int, str | None] = {}
         self._added = {id: str(token).encode() for id, token in tokenizer.added_tokens_decoder.items()}
         backend = getattr(tokenizer, "backend_tokenizer", None)
         parts = json.loads(backend.to_str()) if backend else {}
@@ -61,11 +62,24 @@ class TokenText:
             return piece.removeprefix("##").encode() if piece.startswith("##") else f" {piece}".encode()
         return (" " + piece if self._words else piece.replace("▁", " ")).encode()
 
+    def _alone(self, id: int) -> str | None:
+        """Return a token's text, ready to be shown; None where it is no whole characters by itself, or none at all."""
+        if id not in self._whole:
+            try:
+                text = self.bytes_of(id).decode()
+            except UnicodeDecodeError:
+                text = ""
+            self._whole[id] = "".join(map(_shown, text)) or None
+        return self._whole[id]
+
     def pieces(self, ids: Sequence[int]) -> list[Piece]:
         """Cut a sequence in pieces of whole characters, one per token but where a character takes several tokens.
 
         A character belongs to the token that holds its first byte; a token without such a byte joins the one before.
         """
+        whole = [text for id in ids if (text := self._alone(id)) is not None]
+        if len(whole) == len(ids):
+            return [Piece(text, at, at + 1, False) for at, text in enumerate(whole)]
         parts = [self.bytes_of(id) for id in ids]
         owner = [token for token, part in enumerate(parts) for _ in part]
         texts: list[list[str]] = [[] for _ in ids]

@@ -7,7 +7,7 @@ import pytest
 import small_finished
 import torch
 from small_finished import ALL, D_SAE, DEAD, HELD_OUT, HOOK, SEQ, TRAIN
-from test_feature_page import unpacked
+from small_pages import generation, latents_of
 
 from saepipe import entry
 from saepipe.analyze import analyze
@@ -41,10 +41,11 @@ def run(folder: Path, *overrides: str) -> dict[str, object]:
 
 def test_page_agrees_with_brute_force(folder: Path, model: LanguageModel) -> None:
     before = {path for path in folder.rglob("*") if path.is_file()}
-    result = run(folder, "analyze.latents=1000", "analyze.contexts=3", "analyze.batch_prompts=5")
+    result = run(folder, "analyze.contexts=3", "analyze.batch_prompts=5")
     page = folder / "run" / "features" / "index.html"
-    assert {path for path in folder.rglob("*") if path.is_file()} - before == {page}
-    latents = {latent["i"]: latent for latent in unpacked(page.read_text(encoding="utf-8"))}
+    added = {path for path in folder.rglob("*") if path.is_file()} - before
+    assert added - {page, page.parent / ".lock"} == set(generation(page).iterdir())
+    latents = {latent["index"]: latent for latent in latents_of(page)}
 
     ids = torch.from_numpy(np.fromfile(folder / "store/tokens/heldout.ids", "<i4").reshape(-1, SEQ).astype(np.int64))
     ids = torch.cat(
@@ -60,18 +61,37 @@ def test_page_agrees_with_brute_force(folder: Path, model: LanguageModel) -> Non
     assert result["latents_shown"] == result["live"]
     assert set(latents) == set(fired.nonzero().squeeze(1).tolist())
     assert result["tokens"] == ALL
-    for index, latent in latents.items():
+    sae = saelens.load(folder / "run/sae")
+    rows = torch.nn.functional.normalize(sae.W_dec[sorted(latents)], dim=1)
+    cosines = (rows @ rows.T).fill_diagonal_(-1).max(1).values.tolist()
+    norm = model.outer.hf_model.get_decoder().norm.weight
+    lens = (sae.W_dec * norm) @ model.outer.W_U
+    lens = lens - lens.mean(1, keepdim=True)
+    for (index, latent), cosine in zip(latents.items(), cosines, strict=True):
         peaks, at = f[:, :, index].max(1)
-        assert latent["d"] == pytest.approx(float(fired[index] / counted.sum()), rel=1e-3)
-        assert latent["m"] == pytest.approx(float(peaks.max()), rel=1e-3)
+        assert latent["density"] == pytest.approx(float(fired[index] / counted.sum()), rel=1e-3)
+        assert latent["maximum"] == pytest.approx(float(peaks.max()), rel=1e-3)
         assert sum(latent["h"]) == fired[index]
-        strongest = sorted((value for value in peaks.tolist() if value > 0), reverse=True)[:3]
-        shown = [max(part for part in parts if isinstance(part, int)) for parts in latent["x"]]
-        assert shown == pytest.approx([1000 * value / strongest[0] for value in strongest], abs=0.6)
+        strongest = sorted((value for value in peaks.tolist() if value > 0), reverse=True)
+        assert peaks_of(latent["t"]) == pytest.approx([1000 * value / strongest[0] for value in strongest[:3]], abs=0.6)
+        assert len(latent["r"]) == min(4, len(strongest))
+        high = strongest[0] * 1.001
+        assert latent["b"][-1][0] == 0
+        for low, *drawn in latent["b"]:
+            inside = [1000 * value / strongest[0] for value in strongest if low <= value < high]
+            assert min(1, len(inside)) <= len(drawn) <= min(2, len(inside))
+            assert all(min(abs(shown - share) for share in inside) < 0.6 for shown in peaks_of(drawn))
+            high = low
+        assert latent["nearest"] == pytest.approx(cosine, abs=1e-3)
+        assert latent["effect"] == pytest.approx(strongest[0] * float(lens[index].max()), rel=1e-3)
         context = int(peaks.argmax())
         text = model.tokenizer.decode(ids[context, int(at[context])]).replace("\n", "↵")
-        peak = latent["x"][0][latent["x"][0].index(1000) - 1]
+        peak = latent["t"][0][latent["t"][0].index(1000) - 1]
         assert peak == text or "\ufffd" in text
+
+
+def peaks_of(contexts: list[list[str | int]]) -> list[int]:
+    return [max(part for part in parts if isinstance(part, int)) for parts in contexts]
 
 
 def test_held_out_documents_are_enough(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -88,15 +108,26 @@ def test_training_documents_help_out_and_the_page_says_so(folder: Path) -> None:
     assert said in html
 
 
+def test_latents_have_the_names_that_a_file_gives(folder: Path) -> None:
+    first = latents_of(Path(str(run(folder, "analyze.latents=4")["page"])))
+    named = first[2]["index"]
+    (folder / "names.json").write_text(json.dumps({str(named): "a name"}))
+    again = latents_of(Path(str(run(folder, "analyze.latents=4", f"analyze.labels={folder}/names.json")["page"])))
+    assert [latent["label"] for latent in again] == [
+        "a name" if latent["index"] == named else latent["label"] for latent in first
+    ]
+    assert all(latent["label"] for latent in first)
+
+
 def test_the_same_command_writes_the_same_page(folder: Path) -> None:
-    first, second = (Path(str(run(folder)["page"])).read_bytes() for _ in range(2))
-    assert first == second
+    first, second = (Path(str(run(folder, f"analyze.batch_prompts={size}")["page"])).read_bytes() for size in (7, 7))
+    assert first == second  # the name of the blocks' folder, their hash, is in it
 
 
 def test_a_transcoder_is_looked_at_by_what_it_reads(folder: Path) -> None:
     run(folder)
     page = folder / "run/features/index.html"
-    before = unpacked(page.read_text(encoding="utf-8"))
+    before = latents_of(page)
     sae = saelens.load(folder / "run/sae")
     keys = {"apply_b_dec_to_input": False, "skip_connection": True, "normalize_activations": "none"}
     transcoder = TopKSAE(TopKConfig(d_sae=D_SAE, k=6, **keys), sae.d_in, 7)
@@ -108,7 +139,11 @@ def test_a_transcoder_is_looked_at_by_what_it_reads(folder: Path) -> None:
     saelens.save(transcoder, folder / "run/sae", metadata={"hook_name": HOOK, "hook_name_out": "blocks.2.hook_mlp_out"})
     run(folder)
     html = page.read_text(encoding="utf-8")
-    assert unpacked(html) == before
+    read = ("index", "density", "maximum", "label", "h", "t", "b", "r")
+    assert [[latent[key] for key in read] for latent in latents_of(page)] == [
+        [old[key] for key in read] for old in before
+    ]
+    assert "No effects on logits: the unembedding reads 128 numbers, and blocks.2.hook_mlp_out has 7" in html
     assert "blocks.2.hook_mlp_out" in html
 
 

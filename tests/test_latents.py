@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from saepipe.latents import AFTER, BEFORE, BINS, LatentActivity
+from saepipe.kept_contexts import AFTER, BEFORE, by_chance
+from saepipe.latents import BINS, STRATA, LatentActivity
 
 CONTEXTS, SEQ, D_SAE, TOP = 30, 40, 23, 4
 
@@ -46,13 +47,41 @@ def test_top_contexts_are_those_of_brute_force(read: tuple[Tensor, Tensor], plai
     for latent in range(D_SAE):
         peaks = plain[:, :, latent].max(1)
         order = [int(c) for c in np.argsort(-peaks, kind="stable")[:TOP] if peaks[c] > 0]
-        assert activity.contexts[:, latent].tolist()[: len(order)] == order
-        assert activity.values[:, latent].tolist() == sorted(peaks.tolist())[: -TOP - 1 : -1]
+        top = activity.top[latent]
+        assert top.contexts.tolist()[: len(order)] == order
+        assert top.values.tolist() == sorted(peaks.tolist())[: -TOP - 1 : -1]
         for rank, context in enumerate(order):
             position = int(plain[context, :, latent].argmax())
-            assert activity.positions[rank, latent] == position
-            padded = np.pad(plain[context, :, latent], (BEFORE, AFTER))
-            assert activity.windows[rank, latent].tolist() == padded[position : position + BEFORE + 1 + AFTER].tolist()
+            assert top.positions[rank] == position
+            assert top.windows[rank].tolist() == window(plain, context, position, latent)
+
+
+def window(plain: np.ndarray, context: int, position: int, latent: int) -> list[float]:
+    return np.pad(plain[context, :, latent], (BEFORE, AFTER))[position : position + BEFORE + 1 + AFTER].tolist()
+
+
+@pytest.mark.parametrize("step", [1, 7, CONTEXTS])
+def test_contexts_are_drawn_by_chance_from_all_that_fire_and_from_each_stratum(
+    read: tuple[Tensor, Tensor], plain: np.ndarray, step: int
+) -> None:
+    activity = observed(read, step)
+    for latent in range(D_SAE):
+        peaks = plain[:, :, latent].max(1)
+        active = torch.from_numpy(peaks > 0).nonzero().squeeze(1)
+        order = active[by_chance(torch.full_like(active, latent), active).argsort(descending=True)].tolist()
+        sampled = activity.sampled[latent]
+        assert sampled.contexts.tolist()[: len(order)] == order[:4]
+        assert (sampled.keys < 0).sum() == max(0, 4 - len(order))
+        width = float(activity.histogram_top[latent]) / STRATA
+        strata = activity.strata[latent]
+        for stratum in range(STRATA):
+            inside = [context for context in order if int(peaks[context] / width) == stratum]
+            if not inside:
+                assert strata.keys[stratum] < 0
+                continue
+            assert strata.contexts[stratum] == inside[0]
+            position = int(plain[inside[0], :, latent].argmax())
+            assert strata.windows[stratum].tolist() == window(plain, inside[0], position, latent)
 
 
 @pytest.mark.parametrize("step", [1, 7, CONTEXTS])

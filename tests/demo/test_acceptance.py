@@ -88,6 +88,7 @@ def test_an_architecture_whose_control_has_another_l0_is_refused(tmp_path: Path)
 
 
 @pytest.mark.prove
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_the_bar_is_met_and_the_controls_fail_it(tmp_path: Path) -> None:
     command = [

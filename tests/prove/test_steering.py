@@ -20,7 +20,7 @@ from saepipe.steering import Steer
 from saepipe.train import train
 from saepipe.typical import Typical
 
-pytestmark = [pytest.mark.prove, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.prove, pytest.mark.long, pytest.mark.timeout(1800)]
 
 NAMES = list(REGISTERS)
 CORPUS, JUDGE, JUDGED = 5, 77, 99

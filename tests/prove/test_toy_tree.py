@@ -52,7 +52,7 @@ def best(name: str, tree: int, **keys: Any) -> tuple[float, float]:
     return float(own.min()), float((matrix - torch.diag(own)).abs().max())
 
 
-@pytest.mark.parametrize("tree", range(TREES))
+@pytest.mark.parametrize("tree", [0, *(pytest.param(tree, marks=pytest.mark.long) for tree in range(1, TREES))])
 def test_matryoshka_is_diagonal_where_batchtopk_absorbs(tree: int) -> None:
     own, other = best("matryoshka", tree, matryoshka_widths=WIDTHS)
     print(f"tree {tree}: Matryoshka, each latent's feature {own:.2f} at least, any other's {other:.2f} at most")

@@ -1,0 +1,37 @@
+"use strict";
+
+function element(name, className, ...children) {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  made.append(...children);
+  return made;
+}
+
+function button(text, action) {
+  const made = element("button", "", text);
+  made.type = "button";
+  made.addEventListener("click", action);
+  return made;
+}
+
+/* Text from the data, cut off from its surroundings: a right-to-left token must not turn what stands beside it. */
+function quoted(text) {
+  return element("bdi", "token", text === "" ? "∅" : text);
+}
+
+function number(value) {
+  const size = Math.abs(value);
+  if (size === 0) return "0";
+  if (size >= 1e6 || size < 0.001) return value.toExponential(1);
+  return size >= 1000 ? String(Math.round(value)) : value.toPrecision(3);
+}
+
+function counted(n, noun) {
+  return `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
+}
+
+async function unpack(packed) {
+  const bytes = Uint8Array.from(atob(packed), (character) => character.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Response(stream).json();
+}
