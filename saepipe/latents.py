@@ -24,7 +24,7 @@ STRATA = 16
 """Ranges of a latent's activations from each of which one context is kept; a power of two for the same reason."""
 _CHUNK_ELEMENTS = 1 << 22
 """Most activations of latents held at once, unless one context alone has more: 16 MiB, which the C library hands out
-again, where larger blocks are new to the process each time (on 2 cores the pages took half of the time of encoding)."""
+again, where larger blocks are new to the process each time (64 MiB made encoding 1.5 times as slow on a CPU)."""
 
 
 class Contexts:

@@ -36,7 +36,7 @@ def python(*arguments: str) -> str:
 
 def test_4096_latents_from_500k_tokens(tmp_path: Path) -> None:
     store, run = f"store.dir={tmp_path}/store", f"run.dir={tmp_path}/run"
-    python("-m", "saepipe.cache", "+experiment=demo", "store.tokens=400000", store)
+    python("-m", "saepipe.cache", "+experiment=demo", "store.tokens=460000", store)
     wider = [f"sae.d_sae={D_SAE}", "train.tokens=400000", "sae.dead_after_tokens=20000", "optim.lr_warm_up_steps=20"]
     python("-m", "saepipe.train", "+experiment=demo", store, run, *wider, "optim.lr_decay_steps=20")
     began = time.perf_counter()
