@@ -11,7 +11,7 @@ import pytest
 from small_pages import latents_of
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.prove, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.prove, pytest.mark.long, pytest.mark.timeout(1200)]
 TOKENS, D_SAE = 500_000, 4096
 PEAK = """
 import json, resource, sys, time
