@@ -254,13 +254,12 @@ class RunFolder(Group, group="run"):
 
     def __post_init__(self) -> None:
         """Check each of several folders as one is checked."""
-        given = self.dir
-        if not isinstance(given, list):
-            return super().__post_init__()
-        if not given:
+        if self.dir == []:
             raise UserError("run.dir=[] names no run; give one, or several")
-        self.dir = [type(self)(self.name, folder).dir for folder in given]
-        return None
+        if isinstance(self.dir, list):
+            self.dir = [type(self)(self.name, folder).dir for folder in self.dir]
+        else:
+            super().__post_init__()
 
 
 @dataclass

@@ -105,7 +105,7 @@ def load_config(verb: str, overrides: Sequence[str] = (), *, point: str | None =
     """Compose a verb's configuration in Python, as the command line would.
 
     Args:
-        verb: cache, train, evaluate, analyze, bench or launch.
+        verb: Name of a root config in `conf/`, such as cache, train, evaluate, steer or launch.
         overrides: What one would type behind the command, e.g. `["+experiment=demo", "sae.k=16"]`.
         point: Name of the point that it is of a sweep, and of its folder.
 

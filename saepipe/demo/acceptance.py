@@ -253,14 +253,10 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     """Run it from the command line."""
     entry.prepare_process()
-    try:
+    with entry.polite_end():
         result = acceptance(sys.argv[1:])
         log.info("\n%s", table(result))
         sys.exit(0 if result["passed"] else 1)
-    except UserError as error:
-        entry.refuse(str(error))
-    except KeyboardInterrupt:
-        entry.interrupted()
 
 
 if __name__ == "__main__":
