@@ -17,7 +17,7 @@ WORLDS = (1, 2, 4)
 pytestmark = [pytest.mark.prove, pytest.mark.timeout(1200)]
 
 
-@pytest.fixture(scope="module", params=["64-true", "32-true"])
+@pytest.fixture(scope="module", params=["64-true", pytest.param("32-true", marks=pytest.mark.long)])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Train every case on every number of ranks, each in a folder `<world size>/<case>`."""
     folder = tmp_path_factory.mktemp("ranks")

@@ -132,8 +132,15 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(
         assert "Traceback" not in output, (tenths, output)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [
+        (0, signal.SIGTERM),
+        (1, signal.SIGKILL),
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param(0, signal.SIGKILL, marks=pytest.mark.long),
+    ],
+)
 def test_a_rank_that_ends_before_the_first_step_takes_the_others_along(
     store: Path, tmp_path: Path, victim: int, number: int
 ) -> None:
@@ -153,7 +160,7 @@ def test_a_rank_that_ends_before_the_first_step_takes_the_others_along(
         assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("victim", ["first", "second", "parent"])
+@pytest.mark.parametrize("victim", ["first", pytest.param("second", marks=pytest.mark.long), "parent"])
 def test_a_rank_that_is_killed_takes_the_others_along(store: Path, whole: Path, tmp_path: Path, victim: str) -> None:
     run = tmp_path / "x"
     process = small_runs.launch(overrides(store, run))

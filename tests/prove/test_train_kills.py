@@ -17,6 +17,7 @@ from saepipe.runs import Run
 
 KILLS = int(os.environ.get("PROVE_KILLS", "10"))
 STEPS = 800
+FIRST = ("batchtopk-auxk", "gated-resample")  # a threshold, and the optimizer's state of latents begun anew
 
 pytestmark = [pytest.mark.prove, pytest.mark.timeout(1800)]
 
@@ -28,7 +29,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", [*small_runs.last_cases(), "grid"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "grid",
+        *(pytest.param(case, marks=[] if case in FIRST else [pytest.mark.long]) for case in small_runs.last_cases()),
+    ],
+)
 def test_kills_change_no_bit(case: str, store: Path, tmp_path: Path) -> None:
     name, more = small_runs.cases()["standard-none" if case == "grid" else case]
     more = [*more, "train.checkpoint_every_steps=30", "train.log_every_steps=50", f"store.dir={store}"]
