@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from saepipe import comparison, durable, entry
 from saepipe.config import RunConfig
 from saepipe.errors import UserError, explained_memory
 from saepipe.runs import Run
+from saepipe.stopping import without_interrupts
+from saepipe.workers import end_with_parent
 
 if TYPE_CHECKING:
     from saepipe.language_model import LanguageModel
@@ -152,15 +154,26 @@ def _shares(group: Sequence[_Asked], workers: int) -> "list[list[Measured]]":
     """Measure in this process, or in several, a part of the contexts in each."""
     if workers == 1:
         return [_share(group, 0, 1)]
-    with ProcessPoolExecutor(workers, get_context("spawn"), entry.prepare_process) as pool:  # CUDA survives no fork
-        tasks = [pool.submit(_packed_share, group, part, workers) for part in range(workers)]
+    others = set(active_children())
+    with ProcessPoolExecutor(workers, get_context("spawn"), _prepare_worker) as pool:  # CUDA survives no fork
         try:
+            with without_interrupts():  # Ctrl-C is for this process to answer
+                tasks = [pool.submit(_packed_share, group, part, workers) for part in range(workers)]
             return [pickle.loads(task.result()) for task in tasks]
-        except BrokenProcessPool:
+        except BaseException as error:
+            for process in set(active_children()) - others:
+                process.kill()  # the pool would wait for what they do
+            if not isinstance(error, BrokenProcessPool):
+                raise
             raise UserError(
                 f"evaluate.workers={workers}: a process was killed, which the system does where memory is short; use "
                 "fewer, or a smaller evaluate.batch_prompts"
             ) from None
+
+
+def _prepare_worker() -> None:
+    end_with_parent()
+    entry.prepare_process()
 
 
 def _packed_share(group: Sequence[_Asked], part: int, parts: int) -> bytes:
@@ -237,10 +250,12 @@ def _write(asked: _Asked, result: dict[str, Any]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Put None for what is not a number, which strict JSON lacks."""
+    """Put None for what is not finite, which strict JSON lacks."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main() -> None:

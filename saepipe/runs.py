@@ -171,9 +171,9 @@ class Run:
                 raise unknown(
                     "evaluate.step", step, map(str, there), "Those are the steps that train.n_checkpoints left."
                 )
-            return formats.load(self.step_folder(step))
+            return _placed(formats.load(self.step_folder(step)), self.step_folder(step))
         try:
-            return formats.load(self.sae_folder)
+            return _placed(formats.load(self.sae_folder), self.sae_folder)
         except UserError as error:
             raise UserError(
                 f"{error} (delete {self.summary_file} and run the same train command again: it exports the last "
@@ -207,6 +207,14 @@ class Run:
         tokens = Store.open(folder, complete=False).tokens
         tokens.verify()
         return tokens
+
+
+def _placed(sae: "SAE", folder: Path) -> "SAE":
+    """Refuse an SAE that does not say where in the model it belongs."""
+    for key in ("hook_name", "hook_name_out") if sae.is_transcoder else ("hook_name",):
+        if not isinstance(found := sae.metadata.get(key), str):
+            raise UserError(f"{folder}/cfg.json has no valid {key} in its metadata (found {found}); write it there")
+    return sae
 
 
 def _shown(value: object) -> str:

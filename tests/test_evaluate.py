@@ -1,14 +1,20 @@
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from wandb.sdk import wandb_summary
 
-from saepipe import comparison, entry
+from saepipe import comparison, entry, processes
 from saepipe.analyze import analyze
 from saepipe.cache import cache
 from saepipe.config import StoreConfig
@@ -220,6 +226,30 @@ def test_without_its_store_a_run_is_measured_on_the_same_documents(
     assert strict(without) == strict(with_store)
 
 
+def test_figures_that_are_not_finite_are_null_in_the_file(tmp_path: Path) -> None:
+    made(tmp_path)
+    path = Run(tmp_path / "run").sae_folder / "sae_weights.safetensors"
+    weights = load_file(path)
+    huge = {"W_enc": 1e4 * weights["W_enc"], "W_dec": torch.full_like(weights["W_dec"], 3e38)}
+    save_file(weights | huge, path)  # finite, but not what they come to
+    evaluate(asked(tmp_path))
+    found = json.loads((tmp_path / "run/eval/metrics.json").read_text(), parse_constant=pytest.fail)
+    assert found["explained_variance"] is None
+    assert found["l0"] == 4
+
+
+@pytest.mark.parametrize("metadata", [{}, {"hook_name": 3}, {"hook_name": ["blocks.0.hook_resid_post"]}])
+@pytest.mark.parametrize("verb", ["evaluate", "analyze"])
+def test_an_sae_that_does_not_say_where_it_belongs_is_refused(
+    tmp_path: Path, metadata: dict[str, Any], verb: str
+) -> None:
+    made(tmp_path)
+    path = Run(tmp_path / "run").sae_folder / "cfg.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metadata": metadata}))
+    with pytest.raises(UserError, match=r"cfg\.json has no valid hook_name in its metadata"):
+        {"evaluate": evaluate, "analyze": analyze}[verb](entry.load_config(verb, [f"run.dir={tmp_path}/run"]))
+
+
 def test_figures_reach_the_runs_own_summary_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path)
     seen: dict[str, float] = {}
@@ -227,3 +257,33 @@ def test_figures_reach_the_runs_own_summary_in_wandb(tmp_path: Path, monkeypatch
     evaluate(asked(tmp_path, "logger=wandb", "logger.offline=true"))
     assert {"evaluate/l0", "evaluate/ce_loss_score", "evaluate/dense_latents"} <= seen.keys()
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_processes_that_divide_the_contexts_end_with_the_one_that_started_them(tmp_path: Path, number: int) -> None:
+    made(tmp_path)
+    command = [sys.executable, "-m", "saepipe.evaluate", f"run.dir={tmp_path}/run", "evaluate.workers=2"]
+    process = subprocess.Popen(command, start_new_session=True, text=True, stderr=subprocess.PIPE)
+    while not (workers := children(process.pid)):
+        time.sleep(0.1)
+    if number == signal.SIGINT:  # a terminal sends it to all
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, told = process.communicate()
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert "Traceback" not in told
+    deadline = time.monotonic() + 120
+    while not all(processes.ended(processes.host(), int(worker)) for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def children(process: int) -> list[str]:
+    """Both workers of a process, once they are there."""
+    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    workers = [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return workers if len(workers) == 2 else []
