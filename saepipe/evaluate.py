@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from saepipe import comparison, durable, entry
 from saepipe.config import RunConfig
 from saepipe.errors import UserError, explained_memory
-from saepipe.runs import Run
+from saepipe.runs import Run, warn_of_another_model
 from saepipe.stopping import without_interrupts
 from saepipe.workers import end_with_parent
 
@@ -213,6 +213,7 @@ def _held_out(asked: _Asked, model: "LanguageModel") -> "Side":
     config, folder = asked.config, Path(asked.config.store.dir)
     if (folder / "plan.json").is_file() or asked.names_store:
         tokens = asked.run.tokens(folder)
+        warn_of_another_model(folder, model)
         side, where = tokens.heldout, f"of held-out documents in {tokens.folder}"
     else:
         from saepipe import tokens as tokenising

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from wandb.sdk import wandb_summary
 from saepipe import comparison, entry, processes
 from saepipe.analyze import analyze
 from saepipe.cache import cache
-from saepipe.config import StoreConfig
+from saepipe.config import ModelConfig, StoreConfig
 from saepipe.errors import UserError
 from saepipe.evaluate import evaluate
 from saepipe.formats import saelens
@@ -224,6 +225,20 @@ def test_without_its_store_a_run_is_measured_on_the_same_documents(
     for timing in ("seconds", "tokens_per_s"):
         del with_store[timing], without[timing]
     assert strict(without) == strict(with_store)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "analyze"])
+def test_a_model_that_has_changed_since_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, verb: str) -> None:
+    made(tmp_path)
+    run, weights = Run(tmp_path / "run"), LanguageModel.open(ModelConfig(hooks=[HOOK])).identity["weights"]
+    for there in (weights, "others"):
+        assert "is not as it was" not in caplog.text
+        plan = replace(Plan.load(tmp_path / "store"), model={"name": "demo", "weights": there})
+        (tmp_path / "store" / "plan.json").unlink()
+        plan.save(tmp_path / "store")
+        run.finish({"steps": 1, "store": {"identity": plan.identity}})
+        {"evaluate": evaluate, "analyze": analyze}[verb](entry.load_config(verb, [f"run.dir={tmp_path}/run"]))
+    assert "model.name=demo is not as it was when store.dir=" in caplog.text
 
 
 def test_figures_that_are_not_finite_are_null_in_the_file(tmp_path: Path) -> None:
