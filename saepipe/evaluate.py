@@ -130,6 +130,11 @@ def _measured(group: Sequence[_Asked]) -> dict[str, dict[str, Any]]:
     for other in others:
         for mine, theirs in zip(measured, other, strict=True):
             mine.merge(theirs)
+    if not measured[0].ordinary.documents:
+        raise UserError(
+            f"evaluate.tokens={group[0].config.evaluate.tokens} reads {measured[0].contexts:,} held-out contexts, which "
+            "hold nothing but special tokens, and these do not count; read more, or cache a store of other text"
+        )
     found = {}
     for asked, counted in zip(group, measured, strict=True):
         sae = asked.load_sae().to(counted.ordinary.device)

@@ -33,9 +33,9 @@ HOOK, SEQ, D_IN = "blocks.1.hook_resid_post", 16, 128
 TARGET = "blocks.2.hook_mlp_out"
 
 
-def made(folder: Path, *, held_out: int = 4) -> None:
+def made(folder: Path, *, held_out: int = 4, special: bool = False) -> None:
     """A store's plan and tokens and a finished run on the demo model, as cache and train leave them."""
-    ids = np.random.default_rng(0).integers(3, 2048, (8, SEQ)).astype(np.int32)
+    ids = np.random.default_rng(0).integers(3, 2048, (8, SEQ)).astype(np.int32) * (not special)
     with TokenStoreWriter(folder / "store" / "tokens", context_size=SEQ, source={}) as writer:
         for side, rows in (("train", slice(4)), ("heldout", slice(4, 4 + held_out))):
             writer.append(side, ids[rows], np.zeros_like(ids[rows]), ids[rows] < 3)
@@ -105,6 +105,13 @@ def test_without_held_out_documents_the_cure_is_named(tmp_path: Path) -> None:
     made(tmp_path, held_out=0)
     with pytest.raises(UserError, match=r"data\.held_out=0\.05 left no whole context"):
         evaluate(asked(tmp_path))
+
+
+def test_held_out_documents_of_special_tokens_alone_are_refused(tmp_path: Path) -> None:
+    made(tmp_path, special=True)
+    with pytest.raises(UserError, match=r"evaluate\.tokens=200000 reads 4 held-out contexts, which hold nothing but"):
+        evaluate(asked(tmp_path))
+    assert not (tmp_path / "run" / "eval").exists()
 
 
 def test_a_store_elsewhere_is_named_and_another_is_refused(tmp_path: Path) -> None:
