@@ -132,7 +132,7 @@ def _measured(group: Sequence[_Asked]) -> dict[str, dict[str, Any]]:
             mine.merge(theirs)
     if not measured[0].ordinary.documents:
         raise UserError(
-            f"evaluate.tokens={group[0].config.evaluate.tokens} reads {measured[0].contexts:,} held-out contexts, which "
+            f"evaluate.tokens={group[0].config.evaluate.tokens} reads {measured[0].contexts:,} held-out contexts that "
             "hold nothing but special tokens, and these do not count; read more, or cache a store of other text"
         )
     found = {}

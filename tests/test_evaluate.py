@@ -109,7 +109,7 @@ def test_without_held_out_documents_the_cure_is_named(tmp_path: Path) -> None:
 
 def test_held_out_documents_of_special_tokens_alone_are_refused(tmp_path: Path) -> None:
     made(tmp_path, special=True)
-    with pytest.raises(UserError, match=r"evaluate\.tokens=200000 reads 4 held-out contexts, which hold nothing but"):
+    with pytest.raises(UserError, match=r"evaluate\.tokens=200000 reads 4 held-out contexts that hold nothing but"):
         evaluate(asked(tmp_path))
     assert not (tmp_path / "run" / "eval").exists()
 
