@@ -183,6 +183,7 @@ def test_a_folder_of_runs_leaves_out_what_is_not_finished(tmp_path: Path, caplog
     [
         (["run.dir=[]"], r"run\.dir=\[\] names no run"),
         (["run.dir=[a,3]"], r"run\.dir=3 is no text"),
+        (["run.dir=[a,[b]]"], r"run\.dir=\['b'\] is no text"),
         (["run.dir=[runs/a,runs/b]", "evaluate.step=3"], r"evaluate\.step=3 is of one run"),
         (["run.dir=nowhere"], r"holds no config\.yaml"),
     ],
