@@ -45,7 +45,7 @@ def analyze(config: RunConfig) -> dict[str, Any]:
     config = run.finished_config(config)
     contexts = Contexts(run.tokens(config.store.dir), config.analyze.tokens)
     model = LanguageModel.open(config.model)
-    warn_of_another_model(config.store.dir, model)
+    warn_of_another_model(config.store.dir, model.name, model.identity)
     sae = run.load_sae().to(model.device)
     labels = latent_labels.read(config.analyze.labels, sae.d_sae) if config.analyze.labels else {}
     if contexts.training_tokens:

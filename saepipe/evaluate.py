@@ -218,7 +218,7 @@ def _held_out(asked: _Asked, model: "LanguageModel") -> "Side":
     config, folder = asked.config, Path(asked.config.store.dir)
     if (folder / "plan.json").is_file() or asked.names_store:
         tokens = asked.run.tokens(folder)
-        warn_of_another_model(folder, model)
+        warn_of_another_model(folder, model.name, model.identity)
         side, where = tokens.heldout, f"of held-out documents in {tokens.folder}"
     else:
         from saepipe import tokens as tokenising

@@ -5,6 +5,7 @@ config.yaml  metrics.csv  summary.json  checkpoints/  sae/  eval/metrics.json  f
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ AFTER_TRAINING = ("run", "evaluate", "analyze", "steer", "attribute", "contrast"
 """Groups that say what a verb after training is to do, and not what the run is."""
 
 if TYPE_CHECKING:
-    from saepipe.language_model import LanguageModel
     from saepipe.saes.base import SAE
     from saepipe.token_store import TokenStore
 
@@ -213,22 +213,23 @@ class Run:
         return tokens
 
 
-def warn_of_another_model(store: str | Path, model: "LanguageModel") -> None:
+def warn_of_another_model(store: str | Path, name: str, identity: Mapping[str, Any]) -> None:
     """Say so where a language model is not as it was when the store was made: its SAEs were not trained on it.
 
     Args:
         store: `store.dir`.
-        model: The model that is to be read.
+        name: `model.name`.
+        identity: What identifies the model that is to be read.
     """
     from saepipe.plan import Plan
 
-    there, here = Plan.load(Path(store)).model, model.identity
+    there, here = Plan.load(Path(store)).model, identity
     for key in ("weights", "revision"):
         if there.get(key) and here[key] and there[key] != here[key]:
             log.warning(
                 "model.name=%s is not as it was when store.dir=%s was made (%s %s then, and %s now): what follows is "
                 "of the model as it is now",
-                *(model.name, store, key, there[key], here[key]),
+                *(name, store, key, there[key], here[key]),
             )
 
 
