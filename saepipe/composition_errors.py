@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import yaml
-from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from saepipe.config import RunConfig
@@ -36,9 +35,9 @@ def sentence(error: BaseException) -> str:
         return unknown_key(mistyped[1])
     if option := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
         return str(unknown(option[1], option[2], _options(option[1])))
-    if isinstance(error, OverrideParseException):
+    if unparsed := getattr(error, "override", None):  # Hydra's OverrideParseException
         return (
-            f"{error.override} is no override; write key=value, and a text that begins as a list, a quotation or a "
+            f"{unparsed} is no override; write key=value, and a text that begins as a list, a quotation or a "
             "function does in quotation marks of its own: 'key=\"[text]\"'"
         )
     lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
