@@ -72,9 +72,9 @@ def _attributed(trained: "Trained", asked: AttributeConfig) -> dict[str, Any]:
             f"attribute.position={asked.position} is none of the prompt's {len(words)}; give one from 0 to "
             f"{len(words) - 1}, or -1 for the last"
         )
-    target = asked.target
-    if target is None:
-        target = model.to_single_str_token(int(model(asked.prompt)[0, asked.position].argmax()))
+    target: str | int = (  # the likeliest by its number: its text may be a part of a character, which no text gives
+        int(model(asked.prompt)[0, asked.position].argmax()) if asked.target is None else asked.target
+    )
     with explained("attribute"), explained_memory("attribution", attribute__steps=asked.steps or 1):
         parts = None
         if Splice(sae).hook_out.rsplit(".")[-1] in places.RESIDUAL:
@@ -89,7 +89,7 @@ def _attributed(trained: "Trained", asked: AttributeConfig) -> dict[str, Any]:
         "prompt": asked.prompt,
         "tokens": words,
         "position": asked.position % len(words),
-        "target": target,
+        "target": target if isinstance(target, str) else model.to_single_str_token(target),
         "against": asked.against,
         "logit": gradient.logit,
         "direct": parts
@@ -141,9 +141,11 @@ def table(result: dict[str, Any]) -> str:
 
     lines = []
     if "prompt" in result:
-        less = "" if result["against"] is None else f" less that of {json.dumps(result['against'])}"
+        against = result["against"]
+        less = "" if against is None else f" less that of {json.dumps(against, ensure_ascii=False)}"
         after = json.dumps("".join(result["tokens"][: result["position"] + 1]), ensure_ascii=False)
-        lines.append(f"logit of {json.dumps(result['target'])}{less} after {after}: {result['logit']:.3f}")
+        of = json.dumps(result["target"], ensure_ascii=False)
+        lines.append(f"logit of {of}{less} after {after}: {result['logit']:.3f}")
     if parts := result.get("direct"):
         named = {
             "all latents": parts["all_latents"],

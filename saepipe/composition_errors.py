@@ -35,8 +35,11 @@ def sentence(error: BaseException) -> str:
         return unknown_key(mistyped[1])
     if option := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
         return str(unknown(option[1], option[2], _options(option[1])))
-    if unparsed := re.search(r"Error parsing override '([^']*)'", text):
-        return f"{unparsed.group(1)} is no override; write key=value, quoted where the shell would read it"
+    if unparsed := getattr(error, "override", None):  # Hydra's OverrideParseException
+        return (
+            f"{unparsed} is no override; write key=value, and a text that begins as a list, a quotation or a "
+            "function does in quotation marks of its own: 'key=\"[text]\"'"
+        )
     lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
     key = re.search(r"full_key: (\S+)", text)
     given = re.search(r"Error merging override (.*)", text)

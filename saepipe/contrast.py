@@ -67,7 +67,8 @@ def contrast(config: RunConfig) -> dict[str, Any]:
             Summary.measure(trained.model, trained.sae, those.batches(asked.batch_prompts), asked.measure)
             for those in found.values()
         )
-    separation = separate(a.values, b.values, resamples=asked.resamples, seed=asked.seed)
+    with explained_memory("contrast", contrast__resamples=asked.resamples):
+        separation = separate(a.values, b.values, resamples=asked.resamples, seed=asked.seed)
     result: dict[str, Any] = {
         "run_dir": str(trained.run.folder),
         "a": {"path": asked.a, "texts": len(texts["a"])},

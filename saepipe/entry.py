@@ -36,6 +36,11 @@ _SHARED = "hydra.job.config.override_dirname.exclude_keys"
 """Where Hydra keeps which keys are none of a sweep's point."""
 _OPEN = ("grid", "slurm.stages.", "slurm.environment.", "slurm.sbatch_args.")
 """What keys begin with that are nowhere written down, which Hydra wants to be told with two plus signs."""
+_TAKEN_APART = re.compile(
+    r"""["'].*["']|[\[{].*|(bool|choice|extend_list|float|glob|int|interval|json_str|range|shuffle|sort|str|tag)\(.*""",
+    re.DOTALL,
+)
+"""Values that Hydra's grammar takes apart itself: what is quoted, lists, dictionaries and its functions."""
 _GROUP_VALUE = "a group such as sae, model or logger takes the name of one of its files, e.g. sae=topk, not"
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
@@ -235,10 +240,14 @@ def _quoted(override: str) -> str:
     key, _, value = override.partition("=")
     if key.startswith(_OPEN):
         return f"++{override}"
-    if value.startswith(("'", '"', "[", "{")) or "(" in value:
+    if _TAKEN_APART.fullmatch(value):
         return override
     odd = "=" in value or re.search(r"[^\w./:+*\\@%?|,$-]", value, re.ASCII)  # a comma alone makes a sweep
-    return f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'" if odd else override
+    if not odd:
+        return override
+    # Before a quotation mark, the grammar reads two backslashes as one; elsewhere each is itself
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"{key}='{escaped}'"
 
 
 def _architecture_config(values: Any) -> Any:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from saepipe.errors import UserError
-from saepipe.keys import Group, key
+from saepipe.keys import LARGEST, Group, key
 
 _TEXTS = "name a file or folder with texts, or leave it out"
 
@@ -16,7 +16,7 @@ class SteerConfig(Group, group="steer"):
     """Latents to steer with, all together, such as [12] or [12,40]."""
     mode: str = key("add", choices=("add", "clamp", "ablate"))
     """add: what a latent is, and the strength on top; clamp: held at the strength; ablate: held at 0."""
-    strength: float = 4.0
+    strength: float = key(4.0, least=-LARGEST)
     """How strongly, in units of each latent's typical activation (its mean where it is active); may be negative."""
     prompt: str = ""
     """What to go on from; empty is the beginning-of-sequence token alone."""
@@ -26,7 +26,7 @@ class SteerConfig(Group, group="steer"):
     """Tokens of each, at most."""
     temperature: float = key(1.0, least=0)
     """What logits are divided by; 0 takes the likeliest token, and all samples are the same."""
-    seed: int = 0
+    seed: int = key(0, least=-LARGEST)
     """Seed of the samples, with steering and without."""
     positions: list[int] | None = None
     """Positions of the text to steer at, counted from 0 with the beginning-of-sequence token, such as [3,4]; None: all
@@ -89,9 +89,9 @@ class ContrastConfig(Group, group="contrast"):
     """Cut texts that are longer than the model's context, which are refused else."""
     latents: int = key(20, least=1)
     """Latents to show, those that separate the sets best."""
-    resamples: int = key(1000, least=100)
+    resamples: int = key(1000, least=100, most=1_000_000)
     """Times that texts are drawn anew for the intervals, and parted anew for the p-values."""
-    seed: int = 0
+    seed: int = key(0, least=-LARGEST)
     """Seed of both."""
     batch_prompts: int = key(32, least=1)
     """Texts per forward pass."""

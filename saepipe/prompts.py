@@ -132,12 +132,20 @@ class Prompts:
                 f"prepend_bos=True needs a beginning-of-sequence token, which {self.model_name}'s tokenizer lacks; "
                 "set prepend_bos=False"
             )
-        rows = [self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+        rows = [self._encoded(text) for text in texts]
         # A text that says its bos itself gets no second one, as where HookedTransformer's tokenizer puts it there
         rows = [[begin, *row] if bos and row[:1] != [begin] else row for row in rows]
         longest = max((len(row) for row in rows), default=0)
         padded = [[*row, *[self.padding_id] * (longest - len(row))] for row in rows]
         return Batch(torch.tensor(padded, dtype=torch.int64, device=self._device), [len(row) for row in rows])
+
+    def _encoded(self, text: str) -> list[int]:
+        """Encode a text; half a character (a lone surrogate, of a shell's or a JSON's wrong bytes) is refused."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{text!r:.60} is no text that has an encoding ({error.reason}); give UTF-8") from None
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     @property
     def special_ids(self) -> list[int]:
@@ -201,7 +209,7 @@ class Prompts:
         Raises:
             UserError: It is several.
         """
-        ids = self.tokenizer(string, add_special_tokens=False)["input_ids"]
+        ids = self._encoded(string)
         if len(ids) != 1:
             pieces = [self.tokenizer.decode([id]) for id in ids]
             raise UserError(f"string={string!r} is {len(ids)} tokens, {pieces}; give one that is a single token")

@@ -54,6 +54,8 @@ class Texts:
     def __init__(
         self, model: HookedSAETransformer, texts: Sequence[str], *, name: str = "texts", truncate: bool = False
     ) -> None:
+        if isinstance(texts, str):  # which is a sequence of texts as well, of one character each
+            raise UserError(f"{name}={texts!r:.60} is one text; give a list, such as [text]")
         if not texts:
             raise UserError(f"{name} holds no text; give at least one")
         self._special = torch.tensor(model.special_ids)
@@ -112,13 +114,22 @@ def activations(model: HookedSAETransformer, sae: SAE, read: Read) -> Float[Tens
         model: The model.
         sae: The SAE.
         read: What to read.
+
+    Raises:
+        UserError: They are not finite.
     """
     hook = Splice(sae).hook_in
     block = re.match(r"blocks\.(\d+)\.", hook)
     stop = int(block[1]) + 1 if block else None
     _, cache = model.run_with_cache(read.ids, return_type=None, names_filter=[hook], stop_at_layer=stop)
     f = sae.encode(cache[hook].to(sae.device))
-    return f.masked_fill(~read.counted.to(f.device)[..., None], 0.0)
+    f = f.masked_fill(~read.counted.to(f.device)[..., None], 0.0)
+    if not f.isfinite().all():
+        raise UserError(
+            f"latents of the SAE at {hook} hold NaN or infinity; load the model with dtype=float32, or give the SAE of "
+            "this model"
+        )
+    return f
 
 
 def texts_of(path: str, column: str, key: str) -> list[str]:

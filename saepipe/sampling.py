@@ -74,7 +74,7 @@ class Sampling:
             logits = logits - self.freq_penalty * seen
         if not self.do_sample or self.temperature == 0:
             return logits.argmax(-1)
-        logits = logits / self.temperature
+        logits = logits / max(self.temperature, 1e-30)  # below that, a quotient would be infinite
         if self.top_k is not None:
             least = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)

@@ -107,8 +107,14 @@ def separate(
         seed: Makes both repeatable.
 
     Raises:
-        UserError: A set has fewer than two texts.
+        UserError: A set has fewer than two texts, or a value has no meaning.
     """
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence={confidence} is no share below 1; give one such as 0.95")
+    if resamples < 1:
+        raise UserError(f"resamples={resamples} draws nothing; give at least 1")
+    if a.shape[1] != b.shape[1]:
+        raise UserError(f"a has {a.shape[1]} latents and b has {b.shape[1]}; give sets of the same SAE")
     for name, values in (("A", a), ("B", b)):
         if len(values) < 2:
             raise UserError(f"set {name} holds {len(values)} text; give at least two, since texts are what is compared")

@@ -122,7 +122,8 @@ def _steered_by(trained: "Trained", asked: SteerConfig) -> "tuple[Steer, dict[in
 def table(result: dict[str, Any]) -> str:
     """Lay the texts out for the terminal."""
     what = {"add": "added", "clamp": "held", "ablate": "ablated"}[result["mode"]]
-    lines = [f"{result['run_dir']}: latents {what} while the model goes on from {json.dumps(result['prompt'])}"]
+    prompt = json.dumps(result["prompt"], ensure_ascii=False)
+    lines = [f"{result['run_dir']}: latents {what} while the model goes on from {prompt}"]
     for one in result["latents"]:
         of = "" if one["typical"] is None else f" at {one['amount']:.4g}, {result['strength']:g} times the typical"
         lines.append(f"  latent {one['latent']}{of}")

@@ -48,8 +48,8 @@ class Steer:
             follows a prompt of five tokens.
 
     Raises:
-        UserError: A latent is none of the SAE's or never fired, a strength is missing or no number, or a position is
-            negative.
+        UserError: A latent is none of the SAE's, comes twice or never fired, a strength is missing or no number, or a
+            position is negative.
     """
 
     def __init__(
@@ -131,6 +131,11 @@ class Steer:
         """Where to steer."""
         where = slice(1, None) if self._positions is None else self._positions
         if isinstance(where, Tensor):
+            if where.shape[1] != shape[1] or len(where) not in (1, shape[0]):
+                raise UserError(
+                    f"positions is a mask of shape {list(where.shape)}, and the tokens are {list(shape)}; give one of "
+                    "that shape, or a slice where text is generated"
+                )
             return where
         mask = torch.zeros(1, shape[1], dtype=torch.bool)
         mask[0, where if isinstance(where, slice) else [place for place in where if place < shape[1]]] = True
@@ -138,7 +143,7 @@ class Steer:
 
 
 def check_latents(sae: SAE, latents: Mapping[int, float] | Sequence[int]) -> None:
-    """Refuse numbers of latents that an SAE does not have.
+    """Refuse numbers of latents that an SAE does not have, or that come twice.
 
     Raises:
         UserError: Names the first of them, or says that there is none.
@@ -150,3 +155,5 @@ def check_latents(sae: SAE, latents: Mapping[int, float] | Sequence[int]) -> Non
             raise UserError(
                 f"latents={latent} is none of the SAE's {sae.d_sae}; give a number from 0 to {sae.d_sae - 1}"
             )
+    if len(set(latents)) < len(latents):
+        raise UserError(f"latents={list(latents)} names a latent more than once; name each once")

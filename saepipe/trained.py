@@ -34,7 +34,8 @@ class Trained:
         """Open the SAE and its model.
 
         Args:
-            config: `run.dir` names a finished run, or the folder of an exported SAE, which says of what model it is.
+            config: `run.dir` names a finished run, or the folder of an exported SAE, which says of what model it is
+                where no key does.
 
         Raises:
             UserError: There is neither, or the model cannot be loaded.
@@ -44,12 +45,17 @@ class Trained:
         if not run.config_file.exists() and (run.folder / "cfg.json").is_file():
             sae = formats.load(run.folder)
             splice = Splice(sae)
-            config.model = replace(
-                config.model,
-                name=sae.metadata.get("model_name") or config.model.name,
-                hooks=list(dict.fromkeys([splice.hook_in, splice.hook_out])),
-                compatibility_mode=bool(sae.metadata.compatibility_mode_of_training()),
-            )
+            told: dict[str, Any] = {
+                "name": sae.metadata.get("model_name") or config.model.name,
+                "compatibility_mode": bool(sae.metadata.compatibility_mode_of_training()),
+            }
+            told = {key: value for key, value in told.items() if not config.typed(f"model.{key}")}
+            if not isinstance(told.get("name", ""), str):
+                raise UserError(
+                    f"run.dir={run.folder}: cfg.json says model_name={told['name']}, which is no name; give model.name="
+                )
+            hooks = list(dict.fromkeys([splice.hook_in, splice.hook_out]))
+            config.model = replace(config.model, hooks=hooks, **told)
         else:
             config = run.finished_config(config)
             sae = run.load_sae()
@@ -90,7 +96,8 @@ class Trained:
             result: JSON values.
         """
         words = (re.sub(r"[^\w.+-]+", "_", str(word)).strip("_") for word in name)
-        path = self.run.folder / verb / f"{'-'.join(filter(None, words))[:100] or verb}.json"
+        stem = "-".join(filter(None, words)).encode()[:100].decode(errors="ignore")  # file systems count bytes
+        path = self.run.folder / verb / f"{stem or verb}.json"
         with durable.disk_errors("run.dir", self.run.folder):
             durable.write_text(path, json.dumps(result, indent=1, allow_nan=False))
         return path

@@ -75,6 +75,13 @@ def test_a_silent_latent_has_no_effect(model: HookedSAETransformer, sae: SAE) ->
     assert effect.ce_increase_where_active != effect.ce_increase_where_active
 
 
+def test_a_latent_that_is_named_twice_is_refused(model: HookedSAETransformer, sae: SAE) -> None:
+    with pytest.raises(
+        UserError, match=r"latents=\[3, 3\] names a latent more than once"
+    ):  # its rises would be added up
+        ablation_effects(model, sae, [3, 3], [])
+
+
 def test_a_latent_that_the_sae_lacks_is_refused(model: HookedSAETransformer, sae: SAE) -> None:
     with pytest.raises(UserError, match="latents=24 is none of the SAE's 24"):
         ablation_effects(model, sae, [24], Texts(model, TEXTS).batches(9))

@@ -63,6 +63,13 @@ def test_without_a_target_it_is_the_likeliest_token(folder: Path) -> None:
     assert result["logit"] == pytest.approx(model("GET /index.html")[0, -1, likeliest].item(), abs=1e-4)
 
 
+def test_the_likeliest_token_may_be_a_part_of_a_character(folder: Path) -> None:
+    model = load_model("demo", device="cpu")
+    likeliest = int(model("ב")[0, -1].argmax())
+    assert "\ufffd" in model.to_single_str_token(likeliest)
+    assert run(folder, "attribute.prompt=ב")["logit"] == pytest.approx(model("ב")[0, -1, likeliest].item(), abs=1e-4)
+
+
 def test_ablation_is_measured_on_held_out_tokens(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "saepipe")
     result = run(folder, "attribute.ablate=[0,9]", f"attribute.tokens={HELD_OUT * SEQ}")
@@ -88,6 +95,8 @@ def test_an_sae_off_the_residual_stream_has_gradients_alone(folder: Path) -> Non
     [
         ([], "attribute.prompt is not set, nor is attribute.ablate"),
         ([PROMPT, "attribute.target=zz qq"], "attribute.* target: string='zz qq' is .* tokens"),
+        ([PROMPT, "attribute.target=\udce9"], "attribute: target: .* is no text that has an encoding"),
+        (["attribute.ablate=[9,9]"], r"attribute.ablate: latents=\[9, 9\] names a latent more than once"),
         ([PROMPT, "attribute.position=99"], "attribute.position=99 is none of the prompt's"),
         ([f"attribute.prompt={'word ' * 300}"], "attribute.prompt: input has .* more than the 256"),
         (["attribute.prompt=''"], "attribute.prompt is empty; give a text"),

@@ -43,6 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.txt").write_text("\n\n".join(texts(register, 12, 2)))
     (folder / "one.txt").write_text("one alone")
     (folder / "long.txt").write_text("word " * 300 + "\n\nshort")
+    (folder / "half.jsonl").write_text('{"text": "half \\ud83d"}\n{"text": "some"}\n')
     (folder / "empty.jsonl").write_text('{"text": "some"}\n{"text": ""}\n')
     return folder
 
@@ -97,9 +98,16 @@ def test_long_texts_are_cut_where_that_is_asked_for_and_few_are_warned_of(
     assert "long.txt holds 2 texts, with which intervals are wide" in caplog.text
 
 
+@pytest.mark.parametrize("key", ["contrast.resamples=20000000", f"contrast.seed={2**70}", f"contrast.seed=-{2**70}"])
+def test_numbers_that_nothing_can_be_drawn_with_are_refused(key: str) -> None:
+    with pytest.raises(UserError, match=key.split("=")[0]):
+        entry.load_config("contrast", [key])
+
+
 @pytest.mark.parametrize(
     ("a", "b", "said"),
     [
+        ("half.jsonl", "http.txt", "contrast.a: text 1, .* is no text that has an encoding"),
         (None, "http.txt", "contrast.a is not set; give a local file or folder"),
         ("http.txt", None, "contrast.b is not set; give a local file or folder"),
         ("nowhere.txt", "http.txt", "contrast.a=.*nowhere.txt does not exist"),

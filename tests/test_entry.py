@@ -86,6 +86,8 @@ def test_gemma2b_is_standard_with_a_coefficient_to_sweep() -> None:
         ("sae.k=0", "sae.k=0"),
         ("sae.d_sae=0", "sae.d_sae=0"),
         ("train.tokens", "key=value"),
+        ("--help", "--help is no override; write key=value"),
+        ('run.name={"a": 1}', 'run.name={"a": 1} is no override'),
         ("model.hooks=3", "model.hooks=3"),
         ("sae.l1_coefficient=3", "choose sae=gated or sae=standard"),
         ("experiment=demo", "+experiment=NAME"),
@@ -124,6 +126,13 @@ def test_a_folder_may_have_any_name(folder: str) -> None:
         folder = f'"{folder}"'
     config = entry.load_config("train", [f"run.dir={folder}", f"store.dir={folder}"])
     assert config.run.dir == config.store.dir == str(Path(folder.strip('"')).expanduser())
+
+
+@pytest.mark.parametrize(
+    "text", ["def add(a, b):", "f(x)", '"Hello," she said', "'tis the season", "a b\\", r"it\'s", "<b>(x)</b>", "a\nb"]
+)
+def test_a_text_is_taken_as_it_is(text: str) -> None:
+    assert entry.load_config("steer", [f"steer.prompt={text}"]).steer.prompt == text
 
 
 def test_differences_name_the_keys() -> None:

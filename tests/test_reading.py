@@ -1,6 +1,7 @@
 """Texts and contexts are read with the same rules of what counts."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,13 +71,22 @@ def test_padding_changes_no_activation(model: HookedSAETransformer) -> None:
     ("texts", "said"),
     [
         ([], "texts holds no text; give at least one"),
+        ("one text", "texts='one text' is one text; give a list"),
         (["fine", ""], "texts: text 2, '' holds no token that counts"),
         (["word " * 300], "texts: text 1, 'word word .* tokens, more than the 256"),
     ],
 )
-def test_what_cannot_be_read_is_refused(model: HookedSAETransformer, texts: list[str], said: str) -> None:
+def test_what_cannot_be_read_is_refused(model: HookedSAETransformer, texts: Sequence[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         Texts(model, texts)
+
+
+def test_activations_that_are_no_numbers_are_refused(model: HookedSAETransformer) -> None:
+    sae = make_sae(HOOK, 128)
+    with torch.no_grad():
+        sae.b_dec[0] = torch.inf
+    with pytest.raises(UserError, match=f"latents of the SAE at {HOOK} hold NaN or infinity"):
+        reading.activations(model, sae, next(Texts(model, ["GET /index.html"]).batches(1)))
 
 
 def test_what_is_too_long_is_cut_where_that_is_asked_for(model: HookedSAETransformer) -> None:

@@ -91,6 +91,12 @@ def test_texts_are_summed_up_over_the_tokens_that_count() -> None:
         Summary.measure(model, sae, [], "median")
 
 
+@pytest.mark.parametrize("keys", [{"confidence": 1.0}, {"confidence": 95}, {"resamples": 0}])
+def test_what_nothing_can_be_drawn_for_is_refused(keys: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(keys))}="):
+        separate(torch.rand(3, 2), torch.rand(3, 2), **keys)  # type: ignore[arg-type]
+
+
 def test_one_text_is_no_set() -> None:
     with pytest.raises(UserError, match="set B holds 1 text; give at least two"):
         separate(torch.ones(3, 2), torch.ones(1, 2))

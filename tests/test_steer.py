@@ -83,6 +83,35 @@ def test_ablating_needs_no_typical_activation(folder: Path) -> None:
     assert run(folder, "steer.latents=[0]", "steer.mode=ablate")["steered"] == result["plain"]  # 0 never fires
 
 
+@pytest.mark.parametrize("temperature", ["1e-30", "1e-40", "1e-320"])
+def test_hardly_any_temperature_takes_the_likeliest_token(folder: Path, temperature: str) -> None:
+    keys = ("steer.latents=[9]", "steer.mode=ablate")
+    assert (
+        run(folder, *keys, f"steer.temperature={temperature}")["plain"]
+        == run(folder, *keys, "steer.temperature=0")["plain"]
+    )
+
+
+def test_a_prompt_of_any_script_names_the_file_and_is_shown_as_it_is(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "saepipe")
+    result = run(folder, "steer.latents=[9]", "steer.mode=ablate", f"steer.prompt={'漢字' * 40}")
+    assert Path(result["file"]).name.startswith("ablate-9-漢字")
+    assert f'goes on from "{result["prompt"]}"' in caplog.text
+
+
+def test_a_typed_model_is_that_of_an_exported_sae(folder: Path) -> None:
+    keys = ("steer.latents=[9]", "steer.typical=2")
+    with pytest.raises(UserError, match=r"model\.name=/nowhere does not exist"):
+        run(folder, *keys, "model.name=/nowhere", dir="run/sae")
+    cfg = folder / "run/sae/cfg.json"
+    cfg.write_text(cfg.read_text().replace('"model_name": "demo"', '"model_name": 5'))
+    assert run(folder, *keys, "model.name=demo", dir="run/sae")["steered"] == run(folder, *keys)["steered"]
+    with pytest.raises(UserError, match=r"cfg\.json says model_name=5, which is no name; give model\.name="):
+        run(folder, *keys, dir="run/sae")
+
+
 def test_an_exported_sae_needs_no_run(folder: Path) -> None:
     shutil.copytree(folder / "run/sae", folder / "export")
     keys = ("steer.latents=[9]", "steer.typical=2")
@@ -105,6 +134,17 @@ def test_an_exported_sae_needs_no_run(folder: Path) -> None:
         (["steer.latents=[9]", f"steer.prompt={'word ' * 300}"], "steer.prompt: input has .* more than the 256"),
         (["steer.latents=[9]", "steer.positions=[6]"], r"steer.positions=\[6\] goes beyond .* last position is 5"),
         (["steer.latents=[9]", "steer.positions=[-1]"], r"steer.positions=\[-1\] is no list of positions"),
+        (
+            ["steer.latents=[9,9]", "steer.mode=ablate"],
+            r"steer.latents: latents=\[9, 9\] names a latent more than once",
+        ),
+        (["steer.latents=[9]", "steer.strength=nan"], "steer.strength=nan is no number that can be used"),
+        (["steer.latents=[9]", "steer.strength=1e300"], "steer.strength=1e.300 is no number that can be used"),
+        (["steer.latents=[9]", f"steer.seed={2**70}"], "steer.seed=.* is no number that can be used"),
+        (
+            ["steer.latents=[9]", "steer.prompt=caf\udce9"],
+            r"steer.prompt: 'caf\\udce9' is no text that has an encoding",
+        ),
         (["steer.latents=[9]", "steer.mode=abblate"], "steer.mode=abblate is not known; did you mean ablate"),
         (["steer.latents=[9]", "steer.texts=/nowhere.txt"], "steer.texts=/nowhere.txt does not exist"),
     ],

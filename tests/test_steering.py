@@ -192,11 +192,18 @@ def test_generation_is_steered_at_every_step_and_repeatable(plain: HookedSAETran
         ({3: float("nan")}, {}, "is no strength; give a number"),
         ({3: 1.0}, {"mode": "abblate"}, "mode=abblate is not known; did you mean ablate"),
         ({3: 1.0}, {"positions": [2, -1]}, r"positions=\[2, -1\] counts from the end, which moves"),
+        ([3, 4, 3], {"mode": "ablate"}, r"latents=\[3, 4, 3\] names a latent more than once"),  # taken off twice
     ],
 )
 def test_what_has_no_meaning_is_refused(latents: Any, keys: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         Steer(make(), latents, **keys)
+
+
+def test_a_mask_of_another_shape_than_the_tokens_is_refused(plain: HookedSAETransformer) -> None:
+    steer = Steer(make(), {3: 1.0}, positions=torch.ones(1, 3, dtype=torch.bool))
+    with pytest.raises(UserError, match=r"positions is a mask of shape \[1, 3\], and the tokens are"):
+        plain.run_with_hooks(IDS, fwd_hooks=steer.fwd_hooks)
 
 
 def test_a_latent_that_never_fired_has_no_typical_activation_to_steer_by() -> None:
