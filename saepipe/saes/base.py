@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from saepipe import sparse
 from saepipe.errors import UserError
 from saepipe.saes import dead, start, token_norm
 from saepipe.saes.config import SAEConfig
@@ -379,6 +380,16 @@ class SAE(Stored, nn.Module, ABC):
     def _reconstruct(self, f: Tensor) -> Tensor:
         """Reconstruction in the normalised space."""
         return f @ self.W_dec + self.b_dec
+
+    def _selected(self, found: "sparse.Entries", centred: Tensor, bias: Tensor | None) -> Tensor:
+        """Give pre-activations that were found without a gradient the one that they have."""
+        centre = self.b_dec if self.cfg.apply_b_dec_to_input else None
+        values = found.values.to(self.W_enc.dtype)
+        return sparse.select(values, found.indices, centred.detach(), self.W_enc.T, bias, found.offsets, centre)
+
+    def _reconstruct_from(self, f: Tensor, found: "sparse.Entries") -> Tensor:
+        """Do as `_reconstruct`, where all other latents are inactive."""
+        return sparse.decode(f, found.indices, self.W_dec, found.offsets) + self.b_dec
 
     def _skip(self, normalised: Tensor) -> Tensor:
         assert self.W_skip is not None

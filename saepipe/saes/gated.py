@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saepipe import sparse
 from saepipe.saes.base import Pass, SAEConfig, Step
 from saepipe.saes.l1 import L1SAE, L1Config
 
@@ -36,12 +37,26 @@ class GatedSAE(L1SAE):
     def _pass(self, centred: Tensor, target: Tensor, step: Step) -> Pass:
         """The auxiliary term is the error of what the gates alone reconstruct, without which they learn nothing."""
         hidden_pre = self._hidden_pre(centred)
-        f = self._activate(hidden_pre)
-        gates = torch.relu(hidden_pre + self.b_gate)
-        fired = (f.detach() > 0).sum(0, dtype=torch.float32)
-        aux = self._mse(target, self._reconstruct(gates))
-        terms = {"l1_loss": self._l1(gates, step.number), "auxiliary_reconstruction_loss": aux}
-        return Pass(self._reconstruct(f), fired, terms)
+        open_ = sparse.few(hidden_pre, -self.b_gate.detach())
+        if open_ is None:
+            f, gates = self._activate(hidden_pre), torch.relu(hidden_pre + self.b_gate)
+            reconstruction, of_gates = self._reconstruct(f), self._reconstruct(gates)
+            fired = (f.detach() > 0).sum(0, dtype=torch.float32)
+            mean_gates = gates.mean(0, dtype=self.W_dec.dtype)
+        else:
+            pre = self._selected(open_, centred, None)
+            r_mag, b_mag, b_gate = (
+                each.index_select(0, open_.indices) for each in (self.r_mag, self.b_mag, self.b_gate)
+            )
+            f, gates = torch.relu(pre * r_mag.exp() + b_mag), torch.relu(pre + b_gate)
+            reconstruction, of_gates = self._reconstruct_from(f, open_), self._reconstruct_from(gates, open_)
+            fired = open_.sum_by_latent((f.detach() > 0).float(), self.d_sae)
+            mean_gates = open_.sum_by_latent(gates, self.d_sae) / len(target)
+        terms = {
+            "l1_loss": self._l1(mean_gates, step.number),
+            "auxiliary_reconstruction_loss": self._mse(target, of_gates),
+        }
+        return Pass(reconstruction, fired, terms)
 
     def _hidden_pre(self, centred: Tensor) -> Tensor:
         """The product that both paths start from, without their biases."""

@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
+from saepipe import sparse
 from saepipe.errors import UserError
 from saepipe.keys import key
 from saepipe.saes.base import SAE, Losses, Pass, SAEConfig, Step, warm_up
@@ -75,27 +77,47 @@ class JumpReLUSAE(SAE):
 
     def _pass(self, centred: Tensor, target: Tensor, step: Step) -> Pass:
         hidden_pre = self._hidden_pre(centred)
-        f = self._activate(hidden_pre)
-        weight = warm_up(step.number, self.cfg.l0_warm_up_steps) * self.cfg.l0_coefficient
-        terms = {"l0_loss": weight * self._sparsity(hidden_pre, f)}
+        # Also what is below its threshold, but in the window where it moves it; somewhat more, for rounding.
+        found = sparse.few(hidden_pre, self.threshold.detach() - 0.51 * self.cfg.bandwidth)
+        if found is None:
+            f = self._activate(hidden_pre)
+            sparsity = self._sparsity(hidden_pre, self.threshold, f)
+            by_token = sparsity.sum(1, dtype=torch.promote_types(sparsity.dtype, torch.float32))
+            reconstruction, fired = self._reconstruct(f), (f.detach() > 0).sum(0, dtype=torch.float32)
+        else:
+            pre = self._selected(found, centred, self.b_enc)
+            threshold = self.threshold.index_select(0, found.indices)
+            f = _Jump.apply(pre, threshold, self.cfg.bandwidth, self.cfg.ste_to_input, False)
+            by_token = found.sum_by_token(self._sparsity(pre, threshold, f, found))
+            reconstruction = self._reconstruct_from(f, found)
+            fired = found.sum_by_latent((f.detach() > 0).float(), self.d_sae)
+        terms = {"l0_loss": self._l0_loss(by_token, step)}
         if self.cfg.pre_act_loss_coefficient:
-            terms["pre_act_loss"] = self._pre_act(hidden_pre, step.find_dead())
-        return Pass(self._reconstruct(f), (f.detach() > 0).sum(0, dtype=torch.float32), terms)
+            terms["pre_act_loss"] = self._pre_act(centred, step.find_dead())
+        return Pass(reconstruction, fired, terms)
 
     def _start_of(self, name: str) -> float:
         return self.cfg.init_threshold if name == "threshold" else super()._start_of(name)
 
-    def _sparsity(self, hidden_pre: Tensor, f: Tensor) -> Tensor:
+    def _sparsity(
+        self, hidden_pre: Tensor, threshold: Tensor, f: Tensor, found: sparse.Entries | None = None
+    ) -> Tensor:
+        """What each latent of a token, or each of those that were found, adds to the token's sparsity."""
         if self.cfg.sparsity_loss == "tanh":
-            return torch.tanh(self.cfg.tanh_scale * f * self.W_dec.norm(dim=1)).sum(1).mean()
-        active = _Jump.apply(hidden_pre, self.threshold, self.cfg.bandwidth, self.cfg.ste_to_input, True)
-        l0 = active.sum(1, dtype=torch.promote_types(active.dtype, torch.float32))
-        if self.cfg.sparsity_loss == "quadratic":
-            return (2 / self.cfg.target_l0 * (l0 - self.cfg.target_l0).square()).mean()
-        return l0.mean()
+            norms = self.W_dec.norm(dim=1)
+            norms = norms if found is None else norms.index_select(0, found.indices)
+            return torch.tanh(self.cfg.tanh_scale * f * norms)
+        counted: Tensor = _Jump.apply(hidden_pre, threshold, self.cfg.bandwidth, self.cfg.ste_to_input, True)
+        return counted
 
-    def _pre_act(self, hidden_pre: Tensor, dead: Tensor) -> Tensor:
-        below = torch.relu(self.threshold[dead] - hidden_pre.index_select(1, dead))
+    def _l0_loss(self, by_token: Tensor, step: Step) -> Tensor:
+        if self.cfg.sparsity_loss == "quadratic":
+            by_token = 2 / self.cfg.target_l0 * (by_token - self.cfg.target_l0).square()
+        return warm_up(step.number, self.cfg.l0_warm_up_steps) * self.cfg.l0_coefficient * by_token.mean()
+
+    def _pre_act(self, centred: Tensor, dead: Tensor) -> Tensor:
+        z = functional.linear(centred, self.W_enc.T.index_select(0, dead), self.b_enc.index_select(0, dead))
+        below = torch.relu(self.threshold[dead] - z)
         return self.cfg.pre_act_loss_coefficient * (below * self.W_dec[dead].norm(dim=1)).sum(1).mean()
 
     def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
@@ -111,7 +133,8 @@ class JumpReLUSAE(SAE):
 class _Jump(torch.autograd.Function):
     """`x` where it is above the threshold (or 1 there, to count), with a gradient for the threshold.
 
-    That of the step function is a kernel estimate: a rectangle of width `bandwidth` around the threshold.
+    That of the step function is a kernel estimate: a rectangle of width `bandwidth` around the threshold, of which
+    every latent has one, or every entry of `x`.
     """
 
     @staticmethod
@@ -130,5 +153,7 @@ class _Jump(torch.autograd.Function):
         grad_x = None if ctx.count else grad * (x > threshold)
         if ctx.ste_to_input:
             grad_x = jump if grad_x is None else grad_x + jump
-        grad_threshold = -jump.reshape(-1, jump.shape[-1]).sum(0, dtype=threshold.dtype)
+        grad_threshold = -jump
+        if x.shape != threshold.shape:
+            grad_threshold = grad_threshold.flatten(0, -2).sum(0, dtype=threshold.dtype)
         return None if grad_x is None else grad_x.to(x.dtype), grad_threshold, None, None, None
