@@ -63,8 +63,8 @@ def largest_by_groups(
 
 
 FEW = 0.02
-"""Share of the pre-activations, as a sample tells it, up to which a CPU is faster with sparse gradients: these take time
-for each active latent, dense products for each latent (docs/training.md has a table)."""
+"""Share of the pre-activations, as a sample tells it, up to which a CPU is faster with sparse gradients: these take
+time for each active latent, dense products for each latent (docs/training.md has a table)."""
 _SAMPLE_STEP = 257  # a prime, so that a sample of the batch does not keep to some latents
 
 

@@ -80,18 +80,16 @@ class JumpReLUSAE(SAE):
         # Also what is below its threshold, but in the window where it moves it; somewhat more, for rounding.
         found = sparse.few(hidden_pre, self.threshold.detach() - 0.51 * self.cfg.bandwidth)
         if found is None:
-            f = self._activate(hidden_pre)
-            sparsity = self._sparsity(hidden_pre, self.threshold, f)
-            by_token = sparsity.sum(1, dtype=torch.promote_types(sparsity.dtype, torch.float32))
+            f, l0 = self._jump(hidden_pre, self.threshold)
             reconstruction, fired = self._reconstruct(f), (f.detach() > 0).sum(0, dtype=torch.float32)
         else:
             pre = self._selected(found, centred, self.b_enc)
             threshold = self.threshold.index_select(0, found.indices)
-            f = _Jump.apply(pre, threshold, self.cfg.bandwidth, self.cfg.ste_to_input, False)
-            by_token = found.sum_by_token(self._sparsity(pre, threshold, f, found))
+            f, l0 = self._jump(pre, threshold, found)
             reconstruction = self._reconstruct_from(f, found)
             fired = found.sum_by_latent((f.detach() > 0).float(), self.d_sae)
-        terms = {"l0_loss": self._l0_loss(by_token, step)}
+        weight = warm_up(step.number, self.cfg.l0_warm_up_steps) * self.cfg.l0_coefficient
+        terms = {"l0_loss": weight * self._sparsity(f, l0, found)}
         if self.cfg.pre_act_loss_coefficient:
             terms["pre_act_loss"] = self._pre_act(centred, step.find_dead())
         return Pass(reconstruction, fired, terms)
@@ -99,21 +97,23 @@ class JumpReLUSAE(SAE):
     def _start_of(self, name: str) -> float:
         return self.cfg.init_threshold if name == "threshold" else super()._start_of(name)
 
-    def _sparsity(
-        self, hidden_pre: Tensor, threshold: Tensor, f: Tensor, found: sparse.Entries | None = None
-    ) -> Tensor:
-        """What each latent of a token, or each of those that were found, adds to the token's sparsity."""
+    def _sparsity(self, f: Tensor, l0: Tensor, found: sparse.Entries | None) -> Tensor:
+        """Return the mean over tokens, whose active latents `l0` counts."""
         if self.cfg.sparsity_loss == "tanh":
             norms = self.W_dec.norm(dim=1)
             norms = norms if found is None else norms.index_select(0, found.indices)
-            return torch.tanh(self.cfg.tanh_scale * f * norms)
-        counted: Tensor = _Jump.apply(hidden_pre, threshold, self.cfg.bandwidth, self.cfg.ste_to_input, True)
-        return counted
-
-    def _l0_loss(self, by_token: Tensor, step: Step) -> Tensor:
+            return torch.tanh(self.cfg.tanh_scale * f * norms).sum() / len(l0)
         if self.cfg.sparsity_loss == "quadratic":
-            by_token = 2 / self.cfg.target_l0 * (by_token - self.cfg.target_l0).square()
-        return warm_up(step.number, self.cfg.l0_warm_up_steps) * self.cfg.l0_coefficient * by_token.mean()
+            return (2 / self.cfg.target_l0 * (l0 - self.cfg.target_l0).square()).mean()
+        return l0.mean()
+
+    def _jump(
+        self, hidden_pre: Tensor, threshold: Tensor, found: sparse.Entries | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return activations, and the number of active latents of each token, with their estimators' gradients."""
+        activations: Tensor
+        activations, l0 = _Jump.apply(hidden_pre, threshold, self.cfg.bandwidth, self.cfg.ste_to_input, found)
+        return activations, l0
 
     def _pre_act(self, centred: Tensor, dead: Tensor) -> Tensor:
         z = functional.linear(centred, self.W_enc.T.index_select(0, dead), self.b_enc.index_select(0, dead))
@@ -121,7 +121,7 @@ class JumpReLUSAE(SAE):
         return self.cfg.pre_act_loss_coefficient * (below * self.W_dec[dead].norm(dim=1)).sum(1).mean()
 
     def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        return _Jump.apply(hidden_pre, self.threshold, self.cfg.bandwidth, self.cfg.ste_to_input, False)
+        return self._jump(hidden_pre, self.threshold)[0]
 
     @torch.no_grad()
     def after_step(self, losses: Losses) -> None:
@@ -131,29 +131,34 @@ class JumpReLUSAE(SAE):
 
 
 class _Jump(torch.autograd.Function):
-    """`x` where it is above the threshold (or 1 there, to count), with a gradient for the threshold.
+    """`x` where it is above the threshold, and how many of a token's are, with a gradient for the threshold.
 
-    That of the step function is a kernel estimate: a rectangle of width `bandwidth` around the threshold, of which
-    every latent has one, or every entry of `x`.
+    That of the step function is a kernel estimate: a rectangle of width `bandwidth` around the threshold. `x` has a
+    token's latents in its last axis, and each latent a threshold; or `x` has the entries `found`, each with its own.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, threshold: Tensor, bandwidth: float, ste_to_input: bool, count: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, threshold: Tensor, bandwidth: float, ste_to_input: bool, found: sparse.Entries | None
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, threshold)
-        ctx.bandwidth, ctx.ste_to_input, ctx.count = bandwidth, ste_to_input, count
+        ctx.bandwidth, ctx.ste_to_input, ctx.found = bandwidth, ste_to_input, found
         above = x > threshold
-        return above.to(x.dtype) if count else x * above
+        counted = torch.promote_types(x.dtype, torch.float32)
+        l0 = above.sum(-1, dtype=counted) if found is None else found.sum_by_token(above.to(counted))
+        return x * above, l0
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_f: Tensor, grad_l0: Tensor) -> tuple[Tensor | None, ...]:
         x, threshold = ctx.saved_tensors
+        by_latent = grad_l0[..., None] if ctx.found is None else grad_l0.index_select(0, ctx.found.tokens)
         near = ((x - threshold) / ctx.bandwidth).abs() < 0.5
-        jump = grad * near * ((1.0 if ctx.count else threshold) / ctx.bandwidth)
-        grad_x = None if ctx.count else grad * (x > threshold)
+        jump = (grad_f * threshold + by_latent) * near / ctx.bandwidth
+        grad_x = grad_f * (x > threshold)
         if ctx.ste_to_input:
-            grad_x = jump if grad_x is None else grad_x + jump
-        grad_threshold = -jump
-        if x.shape != threshold.shape:
-            grad_threshold = grad_threshold.flatten(0, -2).sum(0, dtype=threshold.dtype)
-        return None if grad_x is None else grad_x.to(x.dtype), grad_threshold, None, None, None
+            grad_x = grad_x + jump
+        grad_threshold = jump.neg()
+        if ctx.found is None:
+            grad_threshold = grad_threshold.reshape(-1, x.shape[-1]).sum(0, dtype=threshold.dtype)
+        return grad_x.to(x.dtype), grad_threshold, None, None, None
