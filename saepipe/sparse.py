@@ -159,6 +159,53 @@ def decode(
     return functional.embedding_bag(indices, rows, offsets, per_sample_weights=values, mode="sum")
 
 
+def product(
+    x: Float[Tensor, "token d_in"],
+    rows: Float[Tensor, "d_sae d_in"],
+    bias: Float[Tensor, " d_sae"] | None,
+    centre: Float[Tensor, " d_in"] | None = None,
+) -> Float[Tensor, "token d_sae"]:
+    """Return `x @ rows.T + bias`, with a gradient that spares a product.
+
+    Args:
+        x: Input of the encoder, which gets no gradient itself.
+        rows: Encoder weights, one latent a row.
+        bias: Encoder biases; None where there are none.
+        centre: As `select` takes it.
+    """
+    return _Product.apply(x, rows, bias, centre)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, bias: Tensor | None, centre: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, rows)
+        ctx.biased, ctx.centred = bias is not None, centre is not None
+        kind = x.device.type
+        ctx.autocast = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
+        return functional.linear(x, rows, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, rows = ctx.saved_tensors
+        with torch.autocast(rows.device.type, **ctx.autocast):
+            grad_rows = (grad.T @ x).to(rows.dtype)
+        grad_bias = grad.sum(0, dtype=rows.dtype)
+        grad_centre = _of_centre(grad_bias, rows) if ctx.centred else None
+        return None, grad_rows, grad_bias if ctx.biased else None, grad_centre
+
+
+def _of_centre(grad_bias: Tensor, rows: Tensor) -> Tensor:
+    """Return the gradient of what was subtracted from every input.
+
+    It is the sum of the tokens' own, to which each latent's row contributes as to its bias: one product of a vector,
+    where a row for each token takes as long as decoding.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        return -(grad_bias @ rows)
+
+
 def select(
     pre: Float[Tensor, "*kept"],
     indices: Int[Tensor, "*kept"],
@@ -203,10 +250,7 @@ class _Select(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         indices, x, rows, offsets = ctx.saved_tensors
         grad_rows, grad_bias = _sums_by_latent(grad, indices, x, rows, offsets)
-        # The gradient of the centre is the sum of the tokens' own, to which each latent's row contributes as to its
-        # bias: one product of a vector, where a row for each token takes as long as decoding.
-        with torch.autocast(rows.device.type, enabled=False):
-            grad_centre = -(grad_bias @ rows) if ctx.centred else None
+        grad_centre = _of_centre(grad_bias, rows) if ctx.centred else None
         return None, None, None, grad_rows, grad_bias if ctx.biased else None, None, grad_centre
 
 

@@ -381,13 +381,23 @@ class SAE(Stored, nn.Module, ABC):
         """Reconstruction in the normalised space."""
         return f @ self.W_dec + self.b_dec
 
-    def _selected(self, found: "sparse.Entries", centred: Tensor, bias: Tensor | None) -> Tensor:
-        """Give pre-activations that were found without a gradient the one that they have."""
-        centre = self.b_dec if self.cfg.apply_b_dec_to_input else None
-        values = found.values.to(self.W_enc.dtype)
-        return sparse.select(values, found.indices, centred.detach(), self.W_enc.T, bias, found.offsets, centre)
+    def _product(self, centred: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the encoder's product in training, where it has gradients for the weights alone."""
+        if torch.compiler.is_compiling():
+            return functional.linear(centred, self.W_enc.T, bias)
+        return sparse.product(centred.detach(), self.W_enc.T, bias, self._input_centre)
 
-    def _reconstruct_from(self, f: Tensor, found: "sparse.Entries") -> Tensor:
+    def _selected(self, found: sparse.Entries, centred: Tensor, bias: Tensor | None) -> Tensor:
+        """Return some of what `_product` does, with the gradients that these have."""
+        values = found.values.to(self.W_enc.dtype)
+        x, rows = centred.detach(), self.W_enc.T
+        return sparse.select(values, found.indices, x, rows, bias, found.offsets, self._input_centre)
+
+    @property
+    def _input_centre(self) -> Tensor | None:
+        return self.b_dec if self.cfg.apply_b_dec_to_input else None
+
+    def _reconstruct_from(self, f: Tensor, found: sparse.Entries) -> Tensor:
         """Do as `_reconstruct`, where all other latents are inactive."""
         return sparse.decode(f, found.indices, self.W_dec, found.offsets) + self.b_dec
 

@@ -1,11 +1,12 @@
 """Gated: one path decides whether a latent is active, another how much; only the first one is penalised."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from saepipe import sparse
 from saepipe.saes.base import Pass, SAEConfig, Step
@@ -36,12 +37,12 @@ class GatedSAE(L1SAE):
 
     def _pass(self, centred: Tensor, target: Tensor, step: Step) -> Pass:
         """The auxiliary term is the error of what the gates alone reconstruct, without which they learn nothing."""
-        hidden_pre = self._hidden_pre(centred)
+        hidden_pre = self._product(centred, None)
         open_ = sparse.few(hidden_pre, -self.b_gate.detach())
         if open_ is None:
-            f, gates = self._activate(hidden_pre), torch.relu(hidden_pre + self.b_gate)
+            f, gates = _Gate.apply(hidden_pre, self.r_mag.exp(), self.b_mag, self.b_gate)
             reconstruction, of_gates = self._reconstruct(f), self._reconstruct(gates)
-            fired = (f.detach() > 0).sum(0, dtype=torch.float32)
+            fired = f.detach().sign().sum(0, dtype=torch.float32)
             mean_gates = gates.mean(0, dtype=self.W_dec.dtype)
         else:
             pre = self._selected(open_, centred, None)
@@ -64,3 +65,24 @@ class GatedSAE(L1SAE):
 
     def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return torch.relu(hidden_pre * self.r_mag.exp() + self.b_mag) * (hidden_pre + self.b_gate > 0)
+
+
+class _Gate(torch.autograd.Function):
+    """Both paths at once, since each pass over [token, d_sae] that is spared is a part of the step."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor, b_mag: Tensor, b_gate: Tensor) -> tuple[Tensor, Tensor]:
+        gates = (x + b_gate).relu_()
+        f = torch.addcmul(b_mag, x, factor).relu_().mul_(gates.sign())
+        ctx.save_for_backward(x, factor, f, gates)
+        return f, gates
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_f: Tensor, grad_gates: Tensor) -> tuple[Tensor, ...]:
+        x, factor, f, gates = ctx.saved_tensors
+        of_f = torch.ops.aten.threshold_backward(grad_f, f, 0)
+        of_gates = torch.ops.aten.threshold_backward(grad_gates, gates, 0)
+        grad_b_mag, grad_b_gate = (each.sum(0, dtype=factor.dtype) for each in (of_f, of_gates))
+        grad_x = of_gates.addcmul_(of_f, factor)
+        return grad_x, of_f.mul_(x).sum(0, dtype=factor.dtype), grad_b_mag, grad_b_gate

@@ -76,18 +76,17 @@ class JumpReLUSAE(SAE):
         return super().revives or bool(self.cfg.pre_act_loss_coefficient)
 
     def _pass(self, centred: Tensor, target: Tensor, step: Step) -> Pass:
-        hidden_pre = self._hidden_pre(centred)
+        hidden_pre = self._product(centred, self.b_enc)
         # Also what is below its threshold, but in the window where it moves it; somewhat more, for rounding.
         found = sparse.few(hidden_pre, self.threshold.detach() - 0.51 * self.cfg.bandwidth)
         if found is None:
-            f, l0 = self._jump(hidden_pre, self.threshold)
-            reconstruction, fired = self._reconstruct(f), (f.detach() > 0).sum(0, dtype=torch.float32)
+            f, l0, fired = self._jump(hidden_pre, self.threshold)
+            reconstruction = self._reconstruct(f)
         else:
             pre = self._selected(found, centred, self.b_enc)
             threshold = self.threshold.index_select(0, found.indices)
-            f, l0 = self._jump(pre, threshold, found)
+            f, l0, fired = self._jump(pre, threshold, found)
             reconstruction = self._reconstruct_from(f, found)
-            fired = found.sum_by_latent((f.detach() > 0).float(), self.d_sae)
         weight = warm_up(step.number, self.cfg.l0_warm_up_steps) * self.cfg.l0_coefficient
         terms = {"l0_loss": weight * self._sparsity(f, l0, found)}
         if self.cfg.pre_act_loss_coefficient:
@@ -109,11 +108,11 @@ class JumpReLUSAE(SAE):
 
     def _jump(
         self, hidden_pre: Tensor, threshold: Tensor, found: sparse.Entries | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return activations, and the number of active latents of each token, with their estimators' gradients."""
-        activations: Tensor
-        activations, l0 = _Jump.apply(hidden_pre, threshold, self.cfg.bandwidth, self.cfg.ste_to_input, found)
-        return activations, l0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Activations, how many of each token's latents are active, and on how many tokens each latent is."""
+        cfg = self.cfg
+        f, l0, fired = _Jump.apply(hidden_pre, threshold, cfg.bandwidth, cfg.ste_to_input, found, self.d_sae)
+        return f, l0, fired
 
     def _pre_act(self, centred: Tensor, dead: Tensor) -> Tensor:
         z = functional.linear(centred, self.W_enc.T.index_select(0, dead), self.b_enc.index_select(0, dead))
@@ -131,34 +130,47 @@ class JumpReLUSAE(SAE):
 
 
 class _Jump(torch.autograd.Function):
-    """`x` where it is above the threshold, and how many of a token's are, with a gradient for the threshold.
+    """`x` where it is above the threshold, and how many are, by token and by latent; with a gradient for the threshold.
 
     That of the step function is a kernel estimate: a rectangle of width `bandwidth` around the threshold. `x` has a
     token's latents in its last axis, and each latent a threshold; or `x` has the entries `found`, each with its own.
+    Masks have the type of `x`: they are made, multiplied by and summed in half the time of booleans.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, threshold: Tensor, bandwidth: float, ste_to_input: bool, found: sparse.Entries | None
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        x: Tensor,
+        threshold: Tensor,
+        bandwidth: float,
+        ste_to_input: bool,
+        found: sparse.Entries | None,
+        d_sae: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(x, threshold)
         ctx.bandwidth, ctx.ste_to_input, ctx.found = bandwidth, ste_to_input, found
-        above = x > threshold
+        above = torch.gt(x, threshold, out=torch.empty_like(x))
         counted = torch.promote_types(x.dtype, torch.float32)
-        l0 = above.sum(-1, dtype=counted) if found is None else found.sum_by_token(above.to(counted))
-        return x * above, l0
+        if found is None:
+            l0, fired = above.sum(-1, dtype=counted), above.reshape(-1, d_sae).sum(0, dtype=torch.float32)
+        else:
+            l0, fired = found.sum_by_token(above.to(counted)), found.sum_by_latent(above.float(), d_sae)
+        ctx.mark_non_differentiable(fired)
+        return above.mul_(x), l0, fired
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_f: Tensor, grad_l0: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_f: Tensor, grad_l0: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, threshold = ctx.saved_tensors
+        near = ((x - threshold) / ctx.bandwidth).abs_().lt_(0.5)
         by_latent = grad_l0[..., None] if ctx.found is None else grad_l0.index_select(0, ctx.found.tokens)
-        near = ((x - threshold) / ctx.bandwidth).abs() < 0.5
-        jump = (grad_f * threshold + by_latent) * near / ctx.bandwidth
-        grad_x = grad_f * (x > threshold)
+        grad_x = torch.gt(x, threshold, out=torch.empty_like(x)).mul_(grad_f)
         if ctx.ste_to_input:
-            grad_x = grad_x + jump
-        grad_threshold = jump.neg()
-        if ctx.found is None:
-            grad_threshold = grad_threshold.reshape(-1, x.shape[-1]).sum(0, dtype=threshold.dtype)
-        return grad_x.to(x.dtype), grad_threshold, None, None, None
+            grad_x += (grad_f * threshold + by_latent) * near / ctx.bandwidth
+        if ctx.found is not None:
+            return grad_x, (grad_f * threshold + by_latent) * near / -ctx.bandwidth, None, None, None, None
+        # By latent: of the window's pre-activations the number, each times its token's gradient, and the gradients.
+        near, wide = near.flatten(0, -2), threshold.dtype
+        of_l0 = grad_l0.flatten().to(near.dtype) @ near
+        of_f = near.mul_(grad_f.flatten(0, -2)).sum(0, dtype=wide)
+        return grad_x, (of_f * threshold + of_l0.to(wide)) / -ctx.bandwidth, None, None, None, None
