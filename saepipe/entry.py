@@ -310,6 +310,9 @@ def prepare_process(messages_to: str = "stdout") -> None:
     # OpenMP's idle threads spin by default: on a machine with other work, a sparse step took five times as long. It is
     # read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Large tensors get memory anew in every step, and to be given it page by page took up to a sixth of one. Linux has
+    # large pages for who asks for them; read when torch first allocates.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     logging.raiseExceptions = False  # a closed or full standard output is no reason for a traceback per message
     for name in ("saepipe", "__main__"):  # a verb run by `python -m` is __main__
         _say(name, messages_to)

@@ -1,4 +1,4 @@
-"""Sparse steps of an autoencoder that keeps the largest latents: a step's five dense products fall to one.
+"""Sparse steps of an autoencoder with few active latents: a step's five dense products fall to one.
 
 Only the product that finds the largest is dense. Decoding and every gradient touch a few rows of the weights per token,
 as many for each or, with `offsets`, not: then the rows of all tokens stand one after the other, and `offsets` tells
@@ -7,8 +7,12 @@ sorts the indices and sums each segment in order, without atomics, so the result
 threads. On 2 cores with d_in 512, d_sae 4096, 2048 tokens and k 32, where the dense product takes 57 ms, decoding took
 2 ms, a gradient to the weights 9 ms and a gradient to the values 8 ms (`index_add_`: 33 ms; gathered rows and `einsum`:
 72 ms). Float32 on CUDA has kernels of our own instead, in `saepipe.sparse_triton`, where Triton is installed.
+
+Architectures that keep the largest latents are always sparse. Those with thresholds are where `few` finds few enough
+above them, batch by batch: as both ways have the same sums, nothing but rounding depends on which it is.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -58,6 +62,65 @@ def largest_by_groups(
     return found.values, found.indices // k * grouped.shape[2] + groups.gather(1, found.indices % k)
 
 
+FEW = 0.02
+"""Share of the pre-activations, as a sample tells it, up to which a CPU is faster with sparse gradients: these take
+time for each active latent, dense products for each latent (docs/training.md has a table)."""
+_SAMPLE_STEP = 257  # a prime, so that a sample of the batch does not keep to some latents
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Some entries of a tensor [token, d_sae], one token's after the other's."""
+
+    values: Float[Tensor, " entry"]
+    """What stands there, without a gradient."""
+    tokens: Int[Tensor, " entry"]
+    """The token of each."""
+    indices: Int[Tensor, " entry"]
+    """The latent of each."""
+    offsets: Int[Tensor, " token"]
+    """Number of each token's first entry."""
+
+    @classmethod
+    def at(cls, values: Float[Tensor, "token d_sae"], places: Int[Tensor, " entry"]) -> "Entries":
+        """Take those at ascending places of the flattened tensor."""
+        n_tokens, d_sae = values.shape
+        first = torch.arange(n_tokens, device=places.device) * d_sae
+        return cls(
+            values.detach().flatten()[places], places // d_sae, places % d_sae, torch.searchsorted(places, first)
+        )
+
+    def sum_by_token(self, each: Float[Tensor, " entry"]) -> Float[Tensor, " token"]:
+        """Sum what belongs to each token's entries."""
+        return each.new_zeros(len(self.offsets)).index_add(0, self.tokens, each)
+
+    def sum_by_latent(self, each: Float[Tensor, " entry"], d_sae: int) -> Float[Tensor, " d_sae"]:
+        """Sum what belongs to each latent's entries."""
+        return each.new_zeros(d_sae).index_add(0, self.indices, each)
+
+
+def few(values: Float[Tensor, "token d_sae"], least: float | Float[Tensor, " d_sae"] = 0.0) -> Entries | None:
+    """Find what is above a threshold, where that is few enough for sparse gradients to be the faster ones.
+
+    On CUDA, the host would have to wait for their number in every step, and a compiled loss has one way only.
+
+    Args:
+        values: Where to look.
+        least: The threshold, or each latent's.
+
+    Returns:
+        The entries; None where a dense step is better.
+    """
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    values = values.detach()
+    sample = values.flatten()[::_SAMPLE_STEP]
+    least_of_sample = least if isinstance(least, float) else least.expand(values.shape).flatten()[::_SAMPLE_STEP]
+    if int((sample > least_of_sample).sum()) > FEW * len(sample):
+        return None
+    return Entries.at(values, (values > least).flatten().nonzero().squeeze(1))
+
+
 def scaled(
     rows: Float[Tensor, "d_sae width"], factors: Float[Tensor, " d_sae"], dtype: torch.dtype
 ) -> Float[Tensor, "d_sae width"]:
@@ -96,12 +159,59 @@ def decode(
     return functional.embedding_bag(indices, rows, offsets, per_sample_weights=values, mode="sum")
 
 
+def product(
+    x: Float[Tensor, "token d_in"],
+    rows: Float[Tensor, "d_sae d_in"],
+    bias: Float[Tensor, " d_sae"] | None,
+    centre: Float[Tensor, " d_in"] | None = None,
+) -> Float[Tensor, "token d_sae"]:
+    """Return `x @ rows.T + bias`, with a gradient that spares a product.
+
+    Args:
+        x: Input of the encoder, which gets no gradient itself.
+        rows: Encoder weights, one latent a row.
+        bias: Encoder biases; None where there are none.
+        centre: As `select` takes it.
+    """
+    return _Product.apply(x, rows, bias, centre)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, bias: Tensor | None, centre: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, rows)
+        ctx.biased, ctx.centred = bias is not None, centre is not None
+        kind = x.device.type
+        ctx.autocast = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
+        return functional.linear(x, rows, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, rows = ctx.saved_tensors
+        with torch.autocast(rows.device.type, **ctx.autocast):
+            grad_rows = (grad.T @ x).to(rows.dtype)
+        grad_bias = grad.sum(0, dtype=rows.dtype)
+        grad_centre = _of_centre(grad_bias, rows) if ctx.centred else None
+        return None, grad_rows, grad_bias if ctx.biased else None, grad_centre
+
+
+def _of_centre(grad_bias: Tensor, rows: Tensor) -> Tensor:
+    """Return the gradient of what was subtracted from every input.
+
+    It is the sum of the tokens' own, to which each latent's row contributes as to its bias: one product of a vector,
+    where a row for each token takes as long as decoding.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        return -(grad_bias @ rows)
+
+
 def select(
     pre: Float[Tensor, "*kept"],
     indices: Int[Tensor, "*kept"],
     x: Float[Tensor, "token d_in"],
     rows: Float[Tensor, "d_sae d_in"],
-    bias: Float[Tensor, " d_sae"],
+    bias: Float[Tensor, " d_sae"] | None,
     offsets: Int[Tensor, " token"] | None = None,
     centre: Float[Tensor, " d_in"] | None = None,
 ) -> Float[Tensor, "*kept"]:
@@ -112,7 +222,7 @@ def select(
         indices: Which latents they are.
         x: Input of the encoder, which gets no gradient itself.
         rows: Encoder weights, one latent a row.
-        bias: Encoder biases.
+        bias: Encoder biases; None where there are none.
         offsets: As `decode` takes them.
         centre: What was subtracted from every row of `x`, and gets its gradient.
     """
@@ -127,12 +237,12 @@ class _Select(torch.autograd.Function):
         indices: Tensor,
         x: Tensor,
         rows: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         offsets: Tensor | None,
         centre: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(indices, x, rows, offsets)
-        ctx.centred = centre is not None
+        ctx.biased, ctx.centred = bias is not None, centre is not None
         return pre.clone()
 
     @staticmethod
@@ -140,11 +250,8 @@ class _Select(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         indices, x, rows, offsets = ctx.saved_tensors
         grad_rows, grad_bias = _sums_by_latent(grad, indices, x, rows, offsets)
-        # The gradient of the centre is the sum of the tokens' own, to which each latent's row contributes as to its
-        # bias: one product of a vector, where a row for each token takes as long as decoding.
-        with torch.autocast(rows.device.type, enabled=False):
-            grad_centre = -(grad_bias @ rows) if ctx.centred else None
-        return None, None, None, grad_rows, grad_bias, None, grad_centre
+        grad_centre = _of_centre(grad_bias, rows) if ctx.centred else None
+        return None, None, None, grad_rows, grad_bias if ctx.biased else None, None, grad_centre
 
 
 def _sums_by_latent(

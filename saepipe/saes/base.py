@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from saepipe import sparse
 from saepipe.errors import UserError
 from saepipe.saes import dead, start, token_norm
 from saepipe.saes.config import SAEConfig
@@ -379,6 +380,26 @@ class SAE(Stored, nn.Module, ABC):
     def _reconstruct(self, f: Tensor) -> Tensor:
         """Reconstruction in the normalised space."""
         return f @ self.W_dec + self.b_dec
+
+    def _product(self, centred: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the encoder's product in training, where it has gradients for the weights alone."""
+        if torch.compiler.is_compiling():
+            return functional.linear(centred, self.W_enc.T, bias)
+        return sparse.product(centred.detach(), self.W_enc.T, bias, self._input_centre)
+
+    def _selected(self, found: sparse.Entries, centred: Tensor, bias: Tensor | None) -> Tensor:
+        """Return some of what `_product` does, with the gradients that these have."""
+        values = found.values.to(self.W_enc.dtype)
+        x, rows = centred.detach(), self.W_enc.T
+        return sparse.select(values, found.indices, x, rows, bias, found.offsets, self._input_centre)
+
+    @property
+    def _input_centre(self) -> Tensor | None:
+        return self.b_dec if self.cfg.apply_b_dec_to_input else None
+
+    def _reconstruct_from(self, f: Tensor, found: sparse.Entries) -> Tensor:
+        """Do as `_reconstruct`, where all other latents are inactive."""
+        return sparse.decode(f, found.indices, self.W_dec, found.offsets) + self.b_dec
 
     def _skip(self, normalised: Tensor) -> Tensor:
         assert self.W_skip is not None

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saepipe import sparse
 from saepipe.keys import key
 from saepipe.ranks import Ranks
 from saepipe.saes.base import Losses, SAEConfig, Step
@@ -62,15 +63,15 @@ class BatchTopKSAE(RankedSAE):
         return int(self.cfg.k * (step.ranks.world_size * tokens))
 
     def _keep(self, ranked: Tensor, step: Step) -> Kept:
-        tokens, values = len(ranked), ranked.flatten()
+        values = ranked.flatten()
         if step.survey is None:
-            smallest, places = smallest_kept(values, self._count(tokens, step), step.ranks)
+            smallest, places = smallest_kept(values, self._count(len(ranked), step), step.ranks)
             places = places[values[places] >= smallest]
         else:
             smallest = step.survey
             places = ((values >= smallest) & (values > 0)).nonzero().squeeze(1)
-        first = torch.arange(tokens, device=places.device) * self.d_sae
-        return Kept(values[places], places % self.d_sae, torch.searchsorted(places, first), smallest)
+        kept = sparse.Entries.at(ranked, places)
+        return Kept(kept.values, kept.indices, kept.offsets, smallest)
 
     def _notes(self, kept: Kept) -> dict[str, Tensor]:
         """The smallest activation that is kept; 0 where none is, since all of them are positive."""

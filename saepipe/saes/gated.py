@@ -1,12 +1,14 @@
 """Gated: one path decides whether a latent is active, another how much; only the first one is penalised."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from saepipe import sparse
 from saepipe.saes.base import Pass, SAEConfig, Step
 from saepipe.saes.l1 import L1SAE, L1Config
 
@@ -35,13 +37,27 @@ class GatedSAE(L1SAE):
 
     def _pass(self, centred: Tensor, target: Tensor, step: Step) -> Pass:
         """The auxiliary term is the error of what the gates alone reconstruct, without which they learn nothing."""
-        hidden_pre = self._hidden_pre(centred)
-        f = self._activate(hidden_pre)
-        gates = torch.relu(hidden_pre + self.b_gate)
-        fired = (f.detach() > 0).sum(0, dtype=torch.float32)
-        aux = self._mse(target, self._reconstruct(gates))
-        terms = {"l1_loss": self._l1(gates, step.number), "auxiliary_reconstruction_loss": aux}
-        return Pass(self._reconstruct(f), fired, terms)
+        hidden_pre = self._product(centred, None)
+        open_ = sparse.few(hidden_pre, -self.b_gate.detach())
+        if open_ is None:
+            f, gates = _Gate.apply(hidden_pre, self.r_mag.exp(), self.b_mag, self.b_gate)
+            reconstruction, of_gates = self._reconstruct(f), self._reconstruct(gates)
+            fired = f.detach().sign().sum(0, dtype=torch.float32)
+            mean_gates = gates.mean(0, dtype=self.W_dec.dtype)
+        else:
+            pre = self._selected(open_, centred, None)
+            r_mag, b_mag, b_gate = (
+                each.index_select(0, open_.indices) for each in (self.r_mag, self.b_mag, self.b_gate)
+            )
+            f, gates = torch.relu(pre * r_mag.exp() + b_mag), torch.relu(pre + b_gate)
+            reconstruction, of_gates = self._reconstruct_from(f, open_), self._reconstruct_from(gates, open_)
+            fired = open_.sum_by_latent((f.detach() > 0).float(), self.d_sae)
+            mean_gates = open_.sum_by_latent(gates, self.d_sae) / len(target)
+        terms = {
+            "l1_loss": self._l1(mean_gates, step.number),
+            "auxiliary_reconstruction_loss": self._mse(target, of_gates),
+        }
+        return Pass(reconstruction, fired, terms)
 
     def _hidden_pre(self, centred: Tensor) -> Tensor:
         """The product that both paths start from, without their biases."""
@@ -49,3 +65,24 @@ class GatedSAE(L1SAE):
 
     def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return torch.relu(hidden_pre * self.r_mag.exp() + self.b_mag) * (hidden_pre + self.b_gate > 0)
+
+
+class _Gate(torch.autograd.Function):
+    """Both paths at once, since each pass over [token, d_sae] that is spared is a part of the step."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor, b_mag: Tensor, b_gate: Tensor) -> tuple[Tensor, Tensor]:
+        gates = (x + b_gate).relu_()
+        f = torch.addcmul(b_mag, x, factor).relu_().mul_(gates.sign())
+        ctx.save_for_backward(x, factor, f, gates)
+        return f, gates
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_f: Tensor, grad_gates: Tensor) -> tuple[Tensor, ...]:
+        x, factor, f, gates = ctx.saved_tensors
+        of_f = torch.ops.aten.threshold_backward(grad_f, f, 0)
+        of_gates = torch.ops.aten.threshold_backward(grad_gates, gates, 0)
+        grad_b_mag, grad_b_gate = (each.sum(0, dtype=factor.dtype) for each in (of_f, of_gates))
+        grad_x = of_gates.addcmul_(of_f, factor)
+        return grad_x, of_f.mul_(x).sum(0, dtype=factor.dtype), grad_b_mag, grad_b_gate

@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
+from saepipe import sparse
 from saepipe.errors import UserError
 from saepipe.keys import key
 from saepipe.saes.base import SAE, Losses, Pass, SAEConfig, Step, warm_up
@@ -74,32 +76,51 @@ class JumpReLUSAE(SAE):
         return super().revives or bool(self.cfg.pre_act_loss_coefficient)
 
     def _pass(self, centred: Tensor, target: Tensor, step: Step) -> Pass:
-        hidden_pre = self._hidden_pre(centred)
-        f = self._activate(hidden_pre)
+        hidden_pre = self._product(centred, self.b_enc)
+        # Also what is below its threshold, but in the window where it moves it; somewhat more, for rounding.
+        found = sparse.few(hidden_pre, self.threshold.detach() - 0.51 * self.cfg.bandwidth)
+        if found is None:
+            f, l0, fired = self._jump(hidden_pre, self.threshold)
+            reconstruction = self._reconstruct(f)
+        else:
+            pre = self._selected(found, centred, self.b_enc)
+            threshold = self.threshold.index_select(0, found.indices)
+            f, l0, fired = self._jump(pre, threshold, found)
+            reconstruction = self._reconstruct_from(f, found)
         weight = warm_up(step.number, self.cfg.l0_warm_up_steps) * self.cfg.l0_coefficient
-        terms = {"l0_loss": weight * self._sparsity(hidden_pre, f)}
+        terms = {"l0_loss": weight * self._sparsity(f, l0, found)}
         if self.cfg.pre_act_loss_coefficient:
-            terms["pre_act_loss"] = self._pre_act(hidden_pre, step.find_dead())
-        return Pass(self._reconstruct(f), (f.detach() > 0).sum(0, dtype=torch.float32), terms)
+            terms["pre_act_loss"] = self._pre_act(centred, step.find_dead())
+        return Pass(reconstruction, fired, terms)
 
     def _start_of(self, name: str) -> float:
         return self.cfg.init_threshold if name == "threshold" else super()._start_of(name)
 
-    def _sparsity(self, hidden_pre: Tensor, f: Tensor) -> Tensor:
+    def _sparsity(self, f: Tensor, l0: Tensor, found: sparse.Entries | None) -> Tensor:
+        """Return the mean over tokens, whose active latents `l0` counts."""
         if self.cfg.sparsity_loss == "tanh":
-            return torch.tanh(self.cfg.tanh_scale * f * self.W_dec.norm(dim=1)).sum(1).mean()
-        active = _Jump.apply(hidden_pre, self.threshold, self.cfg.bandwidth, self.cfg.ste_to_input, True)
-        l0 = active.sum(1, dtype=torch.promote_types(active.dtype, torch.float32))
+            norms = self.W_dec.norm(dim=1)
+            norms = norms if found is None else norms.index_select(0, found.indices)
+            return torch.tanh(self.cfg.tanh_scale * f * norms).sum() / len(l0)
         if self.cfg.sparsity_loss == "quadratic":
             return (2 / self.cfg.target_l0 * (l0 - self.cfg.target_l0).square()).mean()
         return l0.mean()
 
-    def _pre_act(self, hidden_pre: Tensor, dead: Tensor) -> Tensor:
-        below = torch.relu(self.threshold[dead] - hidden_pre.index_select(1, dead))
+    def _jump(
+        self, hidden_pre: Tensor, threshold: Tensor, found: sparse.Entries | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Activations, how many of each token's latents are active, and on how many tokens each latent is."""
+        cfg = self.cfg
+        f, l0, fired = _Jump.apply(hidden_pre, threshold, cfg.bandwidth, cfg.ste_to_input, found, self.d_sae)
+        return f, l0, fired
+
+    def _pre_act(self, centred: Tensor, dead: Tensor) -> Tensor:
+        z = functional.linear(centred, self.W_enc.T.index_select(0, dead), self.b_enc.index_select(0, dead))
+        below = torch.relu(self.threshold[dead] - z)
         return self.cfg.pre_act_loss_coefficient * (below * self.W_dec[dead].norm(dim=1)).sum(1).mean()
 
     def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        return _Jump.apply(hidden_pre, self.threshold, self.cfg.bandwidth, self.cfg.ste_to_input, False)
+        return self._jump(hidden_pre, self.threshold)[0]
 
     @torch.no_grad()
     def after_step(self, losses: Losses) -> None:
@@ -109,26 +130,47 @@ class JumpReLUSAE(SAE):
 
 
 class _Jump(torch.autograd.Function):
-    """`x` where it is above the threshold (or 1 there, to count), with a gradient for the threshold.
+    """`x` where it is above the threshold, and how many are, by token and by latent; with a gradient for the threshold.
 
-    That of the step function is a kernel estimate: a rectangle of width `bandwidth` around the threshold.
+    That of the step function is a kernel estimate: a rectangle of width `bandwidth` around the threshold. `x` has a
+    token's latents in its last axis, and each latent a threshold; or `x` has the entries `found`, each with its own.
+    Masks have the type of `x`: they are made, multiplied by and summed in half the time of booleans.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, threshold: Tensor, bandwidth: float, ste_to_input: bool, count: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        threshold: Tensor,
+        bandwidth: float,
+        ste_to_input: bool,
+        found: sparse.Entries | None,
+        d_sae: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(x, threshold)
-        ctx.bandwidth, ctx.ste_to_input, ctx.count = bandwidth, ste_to_input, count
-        above = x > threshold
-        return above.to(x.dtype) if count else x * above
+        ctx.bandwidth, ctx.ste_to_input, ctx.found = bandwidth, ste_to_input, found
+        above = torch.gt(x, threshold, out=torch.empty_like(x))
+        counted = torch.promote_types(x.dtype, torch.float32)
+        if found is None:
+            l0, fired = above.sum(-1, dtype=counted), above.reshape(-1, d_sae).sum(0, dtype=torch.float32)
+        else:
+            l0, fired = found.sum_by_token(above.to(counted)), found.sum_by_latent(above.float(), d_sae)
+        ctx.mark_non_differentiable(fired)
+        return above.mul_(x), l0, fired
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_f: Tensor, grad_l0: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, threshold = ctx.saved_tensors
-        near = ((x - threshold) / ctx.bandwidth).abs() < 0.5
-        jump = grad * near * ((1.0 if ctx.count else threshold) / ctx.bandwidth)
-        grad_x = None if ctx.count else grad * (x > threshold)
+        near = ((x - threshold) / ctx.bandwidth).abs_().lt_(0.5)
+        by_latent = grad_l0[..., None] if ctx.found is None else grad_l0.index_select(0, ctx.found.tokens)
+        grad_x = torch.gt(x, threshold, out=torch.empty_like(x)).mul_(grad_f)
         if ctx.ste_to_input:
-            grad_x = jump if grad_x is None else grad_x + jump
-        grad_threshold = -jump.reshape(-1, jump.shape[-1]).sum(0, dtype=threshold.dtype)
-        return None if grad_x is None else grad_x.to(x.dtype), grad_threshold, None, None, None
+            grad_x += (grad_f * threshold + by_latent) * near / ctx.bandwidth
+        if ctx.found is not None:
+            return grad_x, (grad_f * threshold + by_latent) * near / -ctx.bandwidth, None, None, None, None
+        # By latent: of the window's pre-activations the number, each times its token's gradient, and the gradients.
+        near, wide = near.flatten(0, -2), threshold.dtype
+        of_l0 = grad_l0.flatten().to(near.dtype) @ near
+        of_f = near.mul_(grad_f.flatten(0, -2)).sum(0, dtype=wide)
+        return grad_x, (of_f * threshold + of_l0.to(wide)) / -ctx.bandwidth, None, None, None, None

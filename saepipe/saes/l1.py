@@ -52,8 +52,7 @@ class L1SAE(SAE):
                 *(cfg.l1_coefficient, cfg.mse_reduction, usual, self.d_out),
             )
 
-    def _l1(self, f: Float[Tensor, "token d_sae"], step: int | Int[Tensor, ""]) -> Float[Tensor, ""]:
-        """The mean over tokens of the sum of f times its decoder row's norm."""
-        # Averaged over tokens first: in float32 under autocast too, and without another tensor of [token, d_sae].
-        sparsity = (f.mean(0, dtype=self.W_dec.dtype) * self.W_dec.norm(dim=1)).sum()
+    def _l1(self, mean_f: Float[Tensor, " d_sae"], step: int | Int[Tensor, ""]) -> Float[Tensor, ""]:
+        """The mean over tokens of the sum of f times its decoder row's norm; averaged first, it takes less memory."""
+        sparsity = (mean_f * self.W_dec.norm(dim=1)).sum()
         return warm_up(step, self.cfg.l1_warm_up_steps) * self.cfg.l1_coefficient * sparsity

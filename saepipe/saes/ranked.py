@@ -72,10 +72,8 @@ class RankedSAE(SAE):
             kept = self._keep(self._ranked(centred, norm), step)
             # Back to the encoder's own pre-activations: the decoder's norm that ranked them cancels in W_dec.
             pre = kept.values.to(norm.dtype) / norm[kept.indices]
-        centre = self.b_dec if self.cfg.apply_b_dec_to_input else None
-        f = torch.relu(
-            sparse.select(pre, kept.indices, centred.detach(), self.W_enc.T, self.b_enc, kept.offsets, centre)
-        )
+        x, rows = centred.detach(), self.W_enc.T
+        f = torch.relu(sparse.select(pre, kept.indices, x, rows, self.b_enc, kept.offsets, self._input_centre))
         reconstruction, terms = self._decoded(f, kept, target)
         if self.cfg.dead_method == "auxk":
             residual = (target - reconstruction).detach()

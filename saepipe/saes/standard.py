@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saepipe import sparse
 from saepipe.saes.base import Pass, SAEConfig, Step
 from saepipe.saes.l1 import L1SAE, L1Config
 
@@ -25,9 +26,18 @@ class StandardSAE(L1SAE):
     config_class: ClassVar[type[SAEConfig]] = StandardConfig
 
     def _pass(self, centred: Tensor, target: Tensor, step: Step) -> Pass:
-        f = self._activate(self._hidden_pre(centred))
-        fired = (f.detach() > 0).sum(0, dtype=torch.float32)
-        return Pass(self._reconstruct(f), fired, {"l1_loss": self._l1(f, step.number)})
+        hidden_pre = self._product(centred, self.b_enc)
+        active = sparse.few(hidden_pre)
+        if active is None:
+            f = self._activate(hidden_pre)
+            reconstruction, mean_f = self._reconstruct(f), f.mean(0, dtype=self.W_dec.dtype)
+            fired = f.detach().sign().sum(0, dtype=torch.float32)  # half the time of counting what is above 0
+        else:
+            f = self._selected(active, centred, self.b_enc)
+            reconstruction = self._reconstruct_from(f, active)
+            mean_f = active.sum_by_latent(f, self.d_sae) / len(target)
+            fired = torch.bincount(active.indices, minlength=self.d_sae).float()
+        return Pass(reconstruction, fired, {"l1_loss": self._l1(mean_f, step.number)})
 
     def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return torch.relu(hidden_pre)

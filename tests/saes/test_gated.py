@@ -64,7 +64,7 @@ def test_a_closed_gate_keeps_a_latent_off_whatever_it_measures() -> None:
 def test_the_gates_alone_are_penalised() -> None:
     sae, x = make(l1_warm_up_steps=4)
     (l1_of_magnitude,) = torch.autograd.grad(sae.loss(x, x, Step()).terms["l1_loss"], sae.b_mag, allow_unused=True)
-    assert l1_of_magnitude is None
+    assert l1_of_magnitude is None or not l1_of_magnitude.any()
     terms = [sae.loss(x, x, Step(step)).terms["l1_loss"].item() for step in (0, 3, 9)]
     assert [term / terms[-1] for term in terms] == pytest.approx([0.25, 1, 1])
 
