@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saepipe.document_sums import DocumentSums, Sums
 from saepipe.hooked import HookedSAETransformer
 from saepipe.reading import Read, Reading, activations
 from saepipe.saes.base import SAE
 from saepipe.steering import Steer, check_latents
+
+_TOKENS = "tokens"
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class AblationEffect:
     latent: int
     ce_increase: float
     """Rise of the cross-entropy, in nats per predicted token, over all of them."""
+    ce_interval: tuple[float, float] | None
+    """Its 95 % confidence interval over texts, or contexts; None for a single one, or where it is never active."""
     ce_increase_where_active: float
     """The same over what is predicted from tokens on which the latent is active; NaN where it never is."""
     active: int
@@ -46,12 +52,12 @@ def ablation_effects(
         UserError: A latent is none of the SAE's.
     """
     check_latents(sae, latents)
-    rise, rise_active = dict.fromkeys(latents, 0.0), dict.fromkeys(latents, 0.0)
-    active, tokens = dict.fromkeys(latents, 0), 0
+    sums, rise_active, active = DocumentSums(), dict.fromkeys(latents, 0.0), dict.fromkeys(latents, 0)
     for read in reading:
         f = activations(model, sae, read)[..., list(latents)].cpu()
         clean = _losses(model, read)
-        tokens += int(read.predicting.sum())
+        texts = len(sums) + np.arange(len(read.ids))
+        sums.add(texts, {_TOKENS: read.predicting.sum(1)})
         for column, latent in enumerate(latents):
             fires = f[..., column] > 0
             rows = fires.any(1)
@@ -62,19 +68,26 @@ def ablation_effects(
             with model.hooks(fwd_hooks=steer.fwd_hooks):
                 risen = (_losses(model, part) - clean[rows]) * part.predicting
             here = fires[rows, :-1] & part.predicting
-            rise[latent] += float(risen.sum())
+            sums.add(texts[rows.numpy()], {str(latent): risen.sum(1)})
             rise_active[latent] += float(risen[here].sum())
             active[latent] += int(here.sum())
+    total, intervals = sums.total(), sums.intervals(_rises)
+    tokens = int(total[_TOKENS][0])
     return [
         AblationEffect(
             latent,
-            rise[latent] / max(tokens, 1),
+            float(total[str(latent)][0]) / max(tokens, 1) if str(latent) in total else 0.0,
+            (found[0], found[1]) if (found := intervals.get(str(latent))) else None,
             rise_active[latent] / active[latent] if active[latent] else float("nan"),
             active[latent],
             tokens,
         )
         for latent in latents
     ]
+
+
+def _rises(sums: Sums) -> Sums:
+    return {name: value / sums[_TOKENS] for name, value in sums.items() if name != _TOKENS}
 
 
 def _losses(model: HookedSAETransformer, read: Read) -> Float[Tensor, "text before_last"]:

@@ -8,7 +8,6 @@ Heavy imports stand inside the functions, so that `--help` and a mistyped key an
 
 import json
 import logging
-import math
 from typing import TYPE_CHECKING, Any
 
 from saepipe import entry
@@ -32,7 +31,8 @@ def attribute(config: RunConfig) -> dict[str, Any]:
         Where a prompt is given: prompt, target, against, logit, direct (parts, and of the latents with the largest:
         latent, activation, adds; None where the SAE's hook does not write to the residual stream) and gradient (logit,
         without, total, and of the strongest: position, token, latent, activation, effect). Where latents are to be
-        ablated: ablation (of each: latent, ce_increase, ce_increase_where_active, active, tokens). And file.
+        ablated: ablation (of each: latent, ce_increase, ce_interval, ce_increase_where_active, active, tokens). With
+        each latent its label, where `saepipe.analyze` gave one. And file.
 
     Raises:
         UserError: No finished run, nothing to do, a token that is none, a prompt that is too long, no such latent.
@@ -95,7 +95,12 @@ def _attributed(trained: "Trained", asked: AttributeConfig) -> dict[str, Any]:
         "direct": parts
         and {
             "latents": [
-                {"latent": latent, "activation": float(parts.activations[latent]), "adds": float(parts.latents[latent])}
+                {
+                    "latent": latent,
+                    "label": trained.labels.get(latent),
+                    "activation": float(parts.activations[latent]),
+                    "adds": float(parts.latents[latent]),
+                }
                 for latent in parts.latents.abs().topk(min(shown, sae.d_sae)).indices.tolist()
                 if parts.latents[latent]
             ],
@@ -109,6 +114,7 @@ def _attributed(trained: "Trained", asked: AttributeConfig) -> dict[str, Any]:
                     "position": position,
                     "token": words[position],
                     "latent": latent,
+                    "label": trained.labels.get(latent),
                     "activation": float(gradient.activations[position, latent]),
                     "effect": float(gradient.latents[position, latent]),
                 }
@@ -129,10 +135,11 @@ def _ablated(trained: "Trained", asked: AttributeConfig) -> list[dict[str, Any]]
     reading = trained.reading("attribute", asked.texts, asked.tokens, asked.batch_prompts)
     with explained_memory("ablation", attribute__batch_prompts=asked.batch_prompts):
         effects = ablation_effects(trained.model, trained.sae, asked.ablate, reading)
-    return [
-        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in vars(one).items()}
-        for one in effects
-    ]
+    found = []
+    for one in effects:
+        values = {key: None if value != value else value for key, value in vars(one).items()}  # NaN is not itself
+        found.append({**values, "label": trained.labels.get(one.latent)})
+    return found
 
 
 def table(result: dict[str, Any]) -> str:
@@ -155,30 +162,48 @@ def table(result: dict[str, Any]) -> str:
             "constant": parts["constant"],
             "sum (before a cap on logits)": parts["total"],
         }
-        rows = [[f"{one['adds']:+.3f}", f"{one['activation']:.3f}", str(one["latent"]), ""] for one in parts["latents"]]
+        rows = [
+            [f"{one['adds']:+.3f}", f"{one['activation']:.3f}", str(one["latent"]), one["label"] or ""]
+            for one in parts["latents"]
+        ]
         lines += ["direct:", trained.table([["adds", "active at", "latent", ""], *rows])]
         lines += [f"  {value:+9.3f}  {name}" for name, value in named.items()]
     if gradient := result.get("gradient"):
         how = "one gradient" if gradient["steps"] is None else f"integrated gradients, {gradient['steps']} steps"
         rows = [
-            [f"{one['effect']:+.3f}", f"{one['activation']:.3f}", str(one["latent"]), str(one["position"]),
-             json.dumps(one["token"], ensure_ascii=False)]
+            [
+                f"{one['effect']:+.3f}",
+                f"{one['activation']:.3f}",
+                str(one["position"]),
+                json.dumps(one["token"], ensure_ascii=False),
+                str(one["latent"]),
+                one["label"] or "",
+            ]
             for one in gradient["latents"]
-        ]  # fmt: skip
-        lines += [f"by gradient ({how}):"]
-        lines += [trained.table([["effect", "active at", "latent", "position", "token"], *rows])]
+        ]
+        head = ["effect", "active at", "position", "token", "latent", ""]
+        lines += [f"by gradient ({how}):", trained.table([head, *rows])]
         lines += [
             f"  sum over all {gradient['total']:+.3f}; without any latent the logit is {gradient['without']:.3f}, "
             f"{result['logit'] - gradient['without']:+.3f} less"
         ]
     if effects := result.get("ablation"):
         lines += [f"cross-entropy without a latent, on {effects[0]['tokens']:,} tokens (nats per token):"]
-        rows = [
-            [f"{one['ce_increase']:+.6f}", "-" if one["ce_increase_where_active"] is None
-             else f"{one['ce_increase_where_active']:+.4f}", f"{one['active']:,}", str(one["latent"]), ""]
-            for one in effects
-        ]  # fmt: skip
-        lines += [trained.table([["rise", "where active", "active on", "latent", ""], *rows])]
+        rows = []
+        for one in effects:
+            low_high, where = one["ce_interval"], one["ce_increase_where_active"]
+            rows.append(
+                [
+                    f"{one['ce_increase']:+.6f}",
+                    "-" if low_high is None else f"[{low_high[0]:+.6f}, {low_high[1]:+.6f}]",
+                    "-" if where is None else f"{where:+.4f}",
+                    f"{one['active']:,}",
+                    str(one["latent"]),
+                    one["label"] or "",
+                ]
+            )
+        head = ["rise", "95 % interval", "where active", "active on", "latent", ""]
+        lines += [trained.table([head, *rows])]
     return "\n".join([*lines, result["file"]])
 
 

@@ -58,11 +58,11 @@ def figures(result: dict[str, Any]) -> str:
         told = f"{'met' if target['met'] else 'missed'}: {target['target']}" if target else ""
         rows.append((words, shown(name, result[name]), interval, told))
     body = _aligned([("", "", "95 % interval", "target"), *rows])
-    return "\n".join([head, *(f"  {line}" for line in body), *_cures([result])])
+    return "\n".join([head, *(f"  {line}" for line in body), *_cures(result)])
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Lay out several runs by rising L0, those that no other beats marked, and what to change in each."""
+    """Lay out several runs by rising L0, those that no other beats marked; `figures` tells what to change in each."""
     ordered = sorted(results, key=lambda result: result["l0"])
     rows = [
         (
@@ -76,7 +76,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     head = ("run", *(FIGURES[name] for name in _COLUMNS), "targets met", "at its L0")
     ranges = ("target", *(_range(name) for name in _COLUMNS), "", "")
     note = "* misses the target; best: no other run has a higher CE score with as few active latents"
-    return "\n".join([*_aligned([head, ranges, *rows]), note, *_cures(ordered)])
+    return "\n".join([*_aligned([head, ranges, *rows]), note])
 
 
 def shown(name: str, value: float) -> str:
@@ -98,17 +98,13 @@ def _beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return mine != theirs and mine[0] <= theirs[0] and mine[1] <= theirs[1]
 
 
-def _cures(results: Sequence[dict[str, Any]]) -> list[str]:
+def _cures(result: dict[str, Any]) -> list[str]:
     """Say, for each target that a run misses, which key to change."""
-    lines = []
-    for result in results:
-        for name, target in result["targets"].items():
-            if target["cure"]:
-                where = f"{result['run_dir']}: " if len(results) > 1 else ""
-                lines.append(
-                    f"{where}{FIGURES[name]} {shown(name, result[name])}, target {target['target']}: {target['cure']}"
-                )
-    return lines
+    return [
+        f"{FIGURES[name]} {shown(name, result[name])}, target {target['target']}: {target['cure']}"
+        for name, target in result["targets"].items()
+        if target["cure"]
+    ]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

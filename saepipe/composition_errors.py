@@ -42,6 +42,8 @@ def sentence(error: BaseException) -> str:
         )
     lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
     key = re.search(r"full_key: (\S+)", text)
+    if key and "is not a ListConfig" in text:
+        return f"{key[1]} is a list; give its items in brackets, such as {key[1]}=[1,2]"
     given = re.search(r"Error merging override (.*)", text)
     where = given[1].lstrip("+") if given else key[1] if key else "configuration"
     cure = "; write a whole number such as 1_000_000" if "to Integer" in text else ""

@@ -30,8 +30,9 @@ def contrast(config: RunConfig) -> dict[str, Any]:
 
     Returns:
         a and b (path, texts), measure, resamples, seed, tested (latents that fired in any text), latents (of each of
-        the best: latent, auroc and auroc_interval, difference and difference_interval, mean_a, mean_b, active_a and
-        active_b (shares of texts), p_adjusted), file. What the figures mean: `saepipe.separation`.
+        the best: latent, label where `saepipe.analyze` gave one, auroc and auroc_interval, difference and
+        difference_interval, mean_a, mean_b, active_a and active_b (shares of texts), p_adjusted), file. What the
+        figures mean: `saepipe.separation`.
 
     Raises:
         UserError: No finished run, a set that is missing or has fewer than two texts, an empty or too long text.
@@ -46,7 +47,7 @@ def contrast(config: RunConfig) -> dict[str, Any]:
     for name, path in sets.items():
         if path is None:
             raise UserError(f"contrast.{name} is not set; give a local file or folder with one set of texts")
-        texts[name] = reading.texts_of(path, asked.column, f"contrast.{name}")
+        texts[name] = reading.texts_of(path, asked.column, f"contrast.{name}", "contrast.column")
         if len(texts[name]) < 2:
             raise UserError(
                 f"contrast.{name}={path} holds one text; give several (paragraphs of a txt, rows of a jsonl), since "
@@ -77,7 +78,10 @@ def contrast(config: RunConfig) -> dict[str, Any]:
         "resamples": asked.resamples,
         "seed": asked.seed,
         "tested": int(((a.active.sum(0) + b.active.sum(0)) > 0).sum()),
-        "latents": [_row(latent, a, b, separation) for latent in separation.best(asked.latents)],
+        "latents": [
+            {"latent": latent, "label": trained.labels.get(latent), **_row(latent, a, b, separation)}
+            for latent in separation.best(asked.latents)
+        ],
     }
     stems = [Path(str(path)).stem for path in sets.values()]
     result["file"] = str(trained.write("contrast", stems, result))
@@ -87,7 +91,6 @@ def contrast(config: RunConfig) -> dict[str, Any]:
 
 def _row(latent: int, a: "Summary", b: "Summary", separation: "Separation") -> dict[str, Any]:
     return {
-        "latent": latent,
         "auroc": float(separation.auroc[latent]),
         "auroc_interval": separation.auroc_interval[:, latent].tolist(),
         "difference": float(separation.difference[latent]),
@@ -116,15 +119,21 @@ def table(result: dict[str, Any]) -> str:
             f"{one['active_b']:.0%}",
             f"{one['p_adjusted']:.3f}",
             str(one["latent"]),
-            "",
+            one["label"] or "",
         ]
         for one in result["latents"]
     ]
+    title = (
+        f"A: {a['texts']} texts of {a['path']}; B: {b['texts']} texts of {b['path']}; {result['measure']} activation "
+        "in each text"
+    )
+    if not rows:
+        return f"{title}\nNo latent tells one from the other.\n{result['file']}"
     return "\n".join(
         [
-            f"A: {a['texts']} texts of {a['path']}; B: {b['texts']} texts of {b['path']}; {result['measure']} "
-            "activation in each text",
+            title,
             trained.table([head, *rows]),
+            "AUROC: how often a text of A has the higher activation than one of B; under 0.5, it is B's that has it.",
             f"Intervals are for one latent that was chosen beforehand. {result['tested']:,} were looked at: the best "
             "of so many look better than they are.",
             f"p, all: how often chance gives any of them an AUROC as far from 0.5 ({result['resamples']:,} random "

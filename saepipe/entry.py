@@ -41,6 +41,8 @@ _TAKEN_APART = re.compile(
     re.DOTALL,
 )
 """Values that Hydra's grammar takes apart itself: what is quoted, lists, dictionaries and its functions."""
+_PLAIN_LIST = re.compile(r"""\[([^][{}()'"$]*)\]""")
+"""A list whose items are as they are meant, such as the folders of runs."""
 _GROUP_VALUE = "a group such as sae, model or logger takes the name of one of its files, e.g. sae=topk, not"
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
@@ -237,17 +239,23 @@ def _arguments(given: Sequence[str]) -> list[str]:
 
 def _quoted(override: str) -> str:
     """Quote a value that Hydra's grammar would trip over, such as the folder of a sweep's point, `runs/x/sae.k=16`."""
-    key, _, value = override.partition("=")
+    key, equals, value = override.partition("=")
     if key.startswith(_OPEN):
         return f"++{override}"
-    if _TAKEN_APART.fullmatch(value):
+    if plain := _PLAIN_LIST.fullmatch(value):
+        return f"{key}=[{','.join(_quoted_text(item.strip()) for item in plain[1].split(','))}]"
+    if not equals or _TAKEN_APART.fullmatch(value):
         return override
-    odd = "=" in value or re.search(r"[^\w./:+*\\@%?|,$-]", value, re.ASCII)  # a comma alone makes a sweep
-    if not odd:
-        return override
+    return f"{key}={_quoted_text(value)}"
+
+
+def _quoted_text(value: str) -> str:
+    """Put quotation marks around what the grammar would not take for a text, but for a comma, which makes a sweep."""
+    if "=" not in value and not re.search(r"[^\w./:+*\\@%?|,$-]", value, re.ASCII):
+        return value
     # Before a quotation mark, the grammar reads two backslashes as one; elsewhere each is itself
     escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-    return f"{key}='{escaped}'"
+    return f"'{escaped}'"
 
 
 def _architecture_config(values: Any) -> Any:

@@ -21,7 +21,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from saepipe import durable, lock
+from saepipe import durable, latent_labels, lock
 from saepipe.density_plot import density_plot
 
 _ASSETS = Path(__file__).parent / "page"
@@ -105,6 +105,8 @@ class FeaturePage:
     def write(self, folder: Path) -> Path:
         """Write the page into a folder, in the place of one that is there: the blocks first, and `index.html` last.
 
+        Beside it, the labels, as `analyze.labels` takes them: to be changed there, and for verbs that name latents.
+
         Args:
             folder: Of this page alone.
 
@@ -123,6 +125,8 @@ class FeaturePage:
             for number, block in enumerate(blocks):
                 durable.write_text(folder / digest / f"{number}.js", block)
             found = _FOLDER.search(path.read_text(encoding="utf-8", errors="replace")) if path.exists() else None
+            if labels := dict(zip(index["i"], index["l"], strict=True)):
+                durable.write_text(folder / latent_labels.FILE, json.dumps(labels, indent=1, ensure_ascii=False))
             durable.write_text(path, html)
             before = found[1] if found else digest
             for old in folder.iterdir() if before != digest else ():

@@ -93,7 +93,7 @@ class Generates(Prompts):
         rows: dict[int, list[int]] = {}
         with self.hooks(fwd_hooks=fwd_hooks):
             keeps = self._keeps(use_past_kv_cache)
-            for length in dict.fromkeys(batch.lengths):
+            for length in sorted(set(batch.lengths)):  # one token first: `Steer` takes it for a next one elsewhere
                 which = [row for row, its in enumerate(batch.lengths) if its == length]
                 logits = self._going_on() if keeps else lambda ids: self._run(ids)[:, -1]
                 longer = extend(

@@ -1,6 +1,7 @@
 """The keys of the verbs that ask what a trained SAE's latents do: steer, attribute and contrast."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from saepipe.errors import UserError
 from saepipe.keys import LARGEST, Group, key
@@ -16,8 +17,9 @@ class SteerConfig(Group, group="steer"):
     """Latents to steer with, all together, such as [12] or [12,40]."""
     mode: str = key("add", choices=("add", "clamp", "ablate"))
     """add: what a latent is, and the strength on top; clamp: held at the strength; ablate: held at 0."""
-    strength: float = key(4.0, least=-LARGEST)
-    """How strongly, in units of each latent's typical activation (its mean where it is active); may be negative."""
+    strength: Any = 4.0
+    """How strongly, in units of each latent's typical activation (its mean where it is active); may be negative. One
+    number, or one for each latent, such as [3,-1]."""
     prompt: str = ""
     """What to go on from; empty is the beginning-of-sequence token alone."""
     samples: int = key(8, least=1)
@@ -43,8 +45,21 @@ class SteerConfig(Group, group="steer"):
     def __post_init__(self) -> None:
         """Check what a range cannot say."""
         super().__post_init__()
+        for one in self.strength if isinstance(self.strength, list) else [self.strength]:
+            if isinstance(one, bool) or not isinstance(one, int | float) or not abs(one) <= LARGEST:
+                raise UserError(f"steer.strength={self.strength} is no strength; give a number, or one for each latent")
+        if len(self.strengths) != len(self.latents):
+            raise UserError(
+                f"steer.strength={self.strength} is {len(self.strengths)} numbers and steer.latents={self.latents} are "
+                f"{len(self.latents)}; give one number for all, or as many"
+            )
         if self.positions is not None and (not self.positions or min(self.positions) < 0):
             raise UserError(f"steer.positions={self.positions} is no list of positions; give some, counted from 0")
+
+    @property
+    def strengths(self) -> list[float]:
+        """The strength of each latent."""
+        return self.strength if isinstance(self.strength, list) else [self.strength] * len(self.latents)
 
 
 @dataclass

@@ -6,6 +6,9 @@ from pathlib import Path
 from saepipe.durable import fits
 from saepipe.errors import UserError
 
+FILE = "labels.json"
+"""Where a feature page keeps those of its latents."""
+
 
 def read(path: str | Path, d_sae: int) -> dict[int, str]:
     """Read the names of latents.

@@ -132,13 +132,14 @@ def activations(model: HookedSAETransformer, sae: SAE, read: Read) -> Float[Tens
     return f
 
 
-def texts_of(path: str, column: str, key: str) -> list[str]:
+def texts_of(path: str, column: str, key: str, column_key: str = "column") -> list[str]:
     """Read texts from a local file or folder: paragraphs between blank lines of a txt, or a column of a jsonl or table.
 
     Args:
         path: The file or folder.
-        column: Column with the text.
+        column: Column with the text, where there are columns.
         key: Key that the path is from, for errors.
+        column_key: Key that the column is from, for errors.
 
     Raises:
         UserError: There is nothing, it cannot be read, or a text is none.
@@ -148,9 +149,13 @@ def texts_of(path: str, column: str, key: str) -> list[str]:
         raise UserError(f"{key}={path} does not exist; give a file or folder with texts (txt, jsonl, parquet)")
     data = DataConfig(path=str(where), column=column)
     try:
-        found = list(data_files.read(data_files.find(data, where), data))
+        files = data_files.find(data, where)
+        if all(file.suffix == ".txt" for file in files):
+            data.column = "text"
+        found = list(data_files.read(files, data))
     except UserError as error:
-        raise UserError(f"{key}: {error}") from error
+        said = str(error).replace("data.path", key).replace("data.column", column_key)
+        raise UserError(said if key in said else f"{key}={path}: {said}") from error
     if not found:
         raise UserError(f"{key}={path} holds no text; give a file with at least one")
     for number, text in enumerate(found, 1):

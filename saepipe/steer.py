@@ -28,8 +28,8 @@ def steer(config: RunConfig) -> dict[str, Any]:
         config: `run.dir` names the run, or an exported SAE; the steer group says what to do.
 
     Returns:
-        mode, strength, latents (of each: latent, typical, amount in its own units), prompt, seed, plain and steered
-        (the texts), file.
+        mode, strength, latents (of each: latent, label where `saepipe.analyze` gave one, typical, amount in its own
+        units), prompt, seed, plain and steered (the texts), file.
 
     Raises:
         UserError: No finished run, no such latent, one whose typical activation is not known, a prompt that is too
@@ -63,7 +63,7 @@ def steer(config: RunConfig) -> dict[str, Any]:
         "mode": asked.mode,
         "strength": asked.strength if asked.mode != "ablate" else None,
         "latents": [
-            {"latent": latent, "typical": typical.get(latent), "amount": amount}
+            {"latent": latent, "label": trained.labels.get(latent), "typical": typical.get(latent), "amount": amount}
             for latent, amount in made.amounts.items()
         ],
         "positions": asked.positions,
@@ -73,7 +73,8 @@ def steer(config: RunConfig) -> dict[str, Any]:
         "plain": plain,
         "steered": steered,
     }
-    name = [asked.mode, *made.amounts, *([f"{asked.strength:g}"] if asked.mode != "ablate" else []), asked.prompt]
+    strengths = [] if asked.mode == "ablate" else dict.fromkeys(asked.strengths)
+    name = [asked.mode, *made.amounts, *(f"{one:g}" for one in strengths), asked.prompt]
     result["file"] = str(trained.write("steer", name, result))
     log.info("%s", table(result))
     return result
@@ -115,7 +116,8 @@ def _steered_by(trained: "Trained", asked: SteerConfig) -> "tuple[Steer, dict[in
             found = Typical.measure(trained.model, sae, reading)
         with explained("steer.typical"):
             typical = {latent: found.of(latent) for latent in asked.latents}
-    amounts = {latent: asked.strength * unit for latent, unit in typical.items()}
+    strengths = zip(asked.latents, asked.strengths, strict=True)
+    amounts = {latent: strength * typical[latent] for latent, strength in strengths}
     return Steer(sae, amounts, asked.mode, positions=asked.positions), typical
 
 
@@ -125,8 +127,10 @@ def table(result: dict[str, Any]) -> str:
     prompt = json.dumps(result["prompt"], ensure_ascii=False)
     lines = [f"{result['run_dir']}: latents {what} while the model goes on from {prompt}"]
     for one in result["latents"]:
-        of = "" if one["typical"] is None else f" at {one['amount']:.4g}, {result['strength']:g} times the typical"
-        lines.append(f"  latent {one['latent']}{of}")
+        times = "" if one["typical"] is None else f"{one['amount'] / one['typical']:.3g} times the typical"
+        of = times and f" at {one['amount']:.4g}, {times}"
+        label = f" ({one['label']})" if one["label"] else ""
+        lines.append(f"  latent {one['latent']}{label}{of}")
     for name in ("plain", "steered"):
         lines += [f"{name}:", *(f"  {json.dumps(text, ensure_ascii=False)}" for text in result[name])]
     return "\n".join([*lines, result["file"]])

@@ -45,7 +45,7 @@ class Steer:
         mode: `add`, `clamp` or `ablate`.
         typical: Typical activations, in units of which the strengths are then; None: in the latents' own.
         positions: Where. While text is generated these are positions of the whole text, so `slice(5, None)` is what
-            follows a prompt of five tokens.
+            follows a prompt of five tokens; with a cache of keys and values too, whose passes read one new token each.
 
     Raises:
         UserError: A latent is none of the SAE's, comes twice or never fired, a strength is missing or no number, or a
@@ -89,16 +89,26 @@ class Steer:
 
     @property
     def fwd_hooks(self) -> list[tuple[str, Callable[..., Tensor | None]]]:
-        """Pairs of a hook point and a function, as `generate`, `run_with_hooks` and `hooks` take them."""
-        if self._hook_in == self._hook_out:
-            return [(self._hook_out, lambda found, hook: self._steered(found, found))]
-        return [(self._hook_in, self._keep), (self._hook_out, lambda found, hook: self._steered(found, self._read))]
+        """Pairs of a hook point and a function, as `generate`, `run_with_hooks` and `hooks` take them.
+
+        A pass over one token, after another pass of the same functions, reads the next token of the same texts.
+        """
+        read_before = 0
+
+        def steered(found: Tensor, hook: Any) -> Tensor:
+            nonlocal read_before
+            first = read_before if found.shape[1] == 1 else 0
+            read_before = first + found.shape[1]
+            return self._steered(found, found if self._hook_in == self._hook_out else self._read, first)
+
+        reads = [] if self._hook_in == self._hook_out else [(self._hook_in, self._keep)]
+        return [*reads, (self._hook_out, steered)]
 
     def _keep(self, found: Tensor, hook: Any) -> None:
         self._read = found
 
-    def _steered(self, found: Tensor, read: Tensor | None) -> Tensor:
-        """Move the activations that are found, by what the SAE makes of those that it reads."""
+    def _steered(self, found: Tensor, read: Tensor | None, first: int) -> Tensor:
+        """Move the activations that are found from a position on, by what the SAE makes of those that it reads."""
         if read is None:
             raise UserError(
                 f"the transcoder of {self._hook_in} to {self._hook_out} is to write before it has read anything; set "
@@ -107,7 +117,7 @@ class Steer:
         directions = self._sae.directions(self._latents)
         read = read.to(directions.device, directions.dtype)
         heads = found.ndim - 3  # TransformerLens gives the heads of hook_z and its like an axis of their own
-        moved = self._change(read, found.shape[:2]) @ directions
+        moved = self._change(read, found.shape[:2], first) @ directions
         if self._sae.token_norm != "none":
             _, moments = token_norm.normalise(read.flatten(2), self._sae.token_norm)
             assert moments is not None
@@ -119,16 +129,16 @@ class Steer:
             )
         return found + (moved.view_as(found) if heads else moved).to(found.device, found.dtype)
 
-    def _change(self, read: Tensor, shape: torch.Size) -> Float[Tensor, "batch seq latent"]:
+    def _change(self, read: Tensor, shape: torch.Size, first: int) -> Float[Tensor, "batch seq latent"]:
         """By how much each latent is to change at each position."""
         amounts = torch.tensor(list(self.amounts.values()), device=read.device, dtype=read.dtype)
         change = amounts.expand(*shape, -1)
         if self._mode != "add":
             change = change - self._sae.encode(read)[..., self._latents]
-        return change.masked_fill(~self._mask(shape).to(read.device)[..., None], 0.0)
+        return change.masked_fill(~self._mask(shape, first).to(read.device)[..., None], 0.0)
 
-    def _mask(self, shape: torch.Size) -> Bool[Tensor, "#batch seq"]:
-        """Where to steer."""
+    def _mask(self, shape: torch.Size, first: int) -> Bool[Tensor, "#batch seq"]:
+        """Where to steer, in what is read from a position on."""
         where = slice(1, None) if self._positions is None else self._positions
         if isinstance(where, Tensor):
             if where.shape[1] != shape[1] or len(where) not in (1, shape[0]):
@@ -137,9 +147,10 @@ class Steer:
                     "that shape, or a slice where text is generated"
                 )
             return where
-        mask = torch.zeros(1, shape[1], dtype=torch.bool)
-        mask[0, where if isinstance(where, slice) else [place for place in where if place < shape[1]]] = True
-        return mask
+        seq = first + shape[1]
+        mask = torch.zeros(1, seq, dtype=torch.bool)
+        mask[0, where if isinstance(where, slice) else [place for place in where if place < seq]] = True
+        return mask[:, first:]
 
 
 def check_latents(sae: SAE, latents: Mapping[int, float] | Sequence[int]) -> None:

@@ -1,13 +1,15 @@
 """A trained SAE with its language model, as the verbs that ask what its latents do open it, and where they write."""
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from saepipe import durable, entry, formats, reading
+from saepipe import durable, entry, formats, latent_labels, reading
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
 from saepipe.hooked import HookedSAETransformer
@@ -81,23 +83,31 @@ class Trained:
             )
         try:
             if not self.run.config_file.exists():
-                raise UserError(f"run.dir={self.run.folder} is an exported SAE and has no store")
+                raise UserError(f"run.dir={self.run.folder} is an exported SAE and has no store; name its run")
             contexts = Contexts(self.run.tokens(self.config.store.dir), tokens)
         except UserError as error:
-            raise UserError(f"{error}; or give texts of your own with {group}.texts=") from error
+            raise UserError(f"{error}, or give texts of your own with {group}.texts=") from error
         return reading.contexts(contexts, batch_prompts)
 
+    @cached_property
+    def labels(self) -> dict[int, str]:
+        """What `saepipe.analyze` called the latents; none where it did not."""
+        file = self.run.folder / "features" / latent_labels.FILE
+        return latent_labels.read(file, self.sae.d_sae) if file.exists() else {}
+
     def write(self, verb: str, name: Sequence[object], result: dict[str, Any]) -> Path:
-        """Write a result as JSON into the run's folder; one of the same name is replaced.
+        """Write a result as JSON into the run's folder; what was asked for in the same words is replaced.
 
         Args:
-            verb: Folder in the run's folder.
-            name: What the file's name is made of.
+            verb: Folder in the run's folder, and the group of keys that says what was asked for.
+            name: What the file's name begins with; it ends with a digest of the group's keys.
             result: JSON values.
         """
+        asked = json.dumps(asdict(getattr(self.config, verb)), sort_keys=True)
+        digest = hashlib.sha256(asked.encode()).hexdigest()[:6]
         words = (re.sub(r"[^\w.+-]+", "_", str(word)).strip("_") for word in name)
         stem = "-".join(filter(None, words)).encode()[:100].decode(errors="ignore")  # file systems count bytes
-        path = self.run.folder / verb / f"{stem or verb}.json"
+        path = self.run.folder / verb / f"{stem or verb}-{digest}.json"
         with durable.disk_errors("run.dir", self.run.folder):
             durable.write_text(path, json.dumps(result, indent=1, allow_nan=False))
         return path

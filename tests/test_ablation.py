@@ -63,15 +63,28 @@ def test_it_is_a_forward_pass_without_the_row_of_the_decoder(model: HookedSAETra
         assert effect.tokens == len(rise)
         assert effect.active == int(active.sum())
         assert effect.ce_increase == pytest.approx(float(rise.mean()), abs=1e-5)
+        if effect.ce_increase:
+            assert effect.ce_interval is not None
+            low, high = effect.ce_interval
+            assert low < effect.ce_increase < high
         if effect.active:
             assert effect.ce_increase_where_active == pytest.approx(float(rise[active].mean()), abs=1e-4)
             active_somewhere += abs(effect.ce_increase) > 1e-3
     assert active_somewhere
 
 
+def test_the_interval_is_over_texts(model: HookedSAETransformer, sae: SAE) -> None:
+    latents, texts = range(1, 24), Texts(model, TEXTS[:1] * 3).batches(2)
+    for effect in ablation_effects(model, sae, latents, texts):  # of which none differs from another
+        if effect.active:
+            assert effect.ce_interval == pytest.approx([effect.ce_increase] * 2, abs=1e-6)
+    alone = ablation_effects(model, sae, latents, Texts(model, TEXTS[:1]).batches(1))
+    assert all(effect.ce_interval is None for effect in alone)
+
+
 def test_a_silent_latent_has_no_effect(model: HookedSAETransformer, sae: SAE) -> None:
     (effect,) = ablation_effects(model, sae, [0], Texts(model, TEXTS).batches(9))
-    assert (effect.ce_increase, effect.active) == (0.0, 0)
+    assert (effect.ce_increase, effect.ce_interval, effect.active) == (0.0, None, 0)
     assert effect.ce_increase_where_active != effect.ce_increase_where_active
 
 

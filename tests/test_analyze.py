@@ -9,7 +9,7 @@ import torch
 from small_finished import ALL, D_SAE, DEAD, HELD_OUT, HOOK, SEQ, TRAIN
 from small_pages import generation, latents_of
 
-from saepipe import entry
+from saepipe import entry, latent_labels
 from saepipe.analyze import analyze
 from saepipe.config import ModelConfig
 from saepipe.errors import UserError
@@ -44,8 +44,10 @@ def test_page_agrees_with_brute_force(folder: Path, model: LanguageModel) -> Non
     result = run(folder, "analyze.contexts=3", "analyze.batch_prompts=5")
     page = folder / "run" / "features" / "index.html"
     added = {path for path in folder.rglob("*") if path.is_file()} - before
-    assert added - {page, page.parent / ".lock"} == set(generation(page).iterdir())
+    names = page.parent / "labels.json"
+    assert added - {page, page.parent / ".lock", names} == set(generation(page).iterdir())
     latents = {latent["index"]: latent for latent in latents_of(page)}
+    assert latent_labels.read(names, D_SAE).keys() == latents.keys()
 
     ids = torch.from_numpy(np.fromfile(folder / "store/tokens/heldout.ids", "<i4").reshape(-1, SEQ).astype(np.int64))
     ids = torch.cat(

@@ -96,7 +96,8 @@ def test_what_is_too_long_is_cut_where_that_is_asked_for(model: HookedSAETransfo
 def test_texts_come_from_paragraphs_or_a_column(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\nmore\n\n\ntwo\n")
     (tmp_path / "b.jsonl").write_text(json.dumps({"said": "three"}) + "\n")
-    assert reading.texts_of(str(tmp_path / "a.txt"), "text", "k") == ["one\nmore", "two"]
+    for column in ("text", "said"):  # a txt has no columns
+        assert reading.texts_of(str(tmp_path / "a.txt"), column, "k") == ["one\nmore", "two"]
     assert reading.texts_of(str(tmp_path / "b.jsonl"), "said", "k") == ["three"]
 
 
@@ -106,8 +107,13 @@ def test_texts_come_from_paragraphs_or_a_column(tmp_path: Path) -> None:
         ("no.txt", None, "text", r"contrast.a=.*no.txt does not exist"),
         ("a.txt", "\n\n", "text", r"contrast.a=.*a.txt holds no text"),
         ("a.jsonl", '{"text": 5}', "text", r"contrast.a=.*: row 1 of column text is 5, and no text"),
-        ("a.jsonl", '{"text": "x"}', "sais", r"contrast.a: .*sais is not known"),
-        ("a.bin", "x", "text", r"contrast.a: .*holds no data that is known"),
+        (
+            "a.jsonl",
+            '{"text": "x"}',
+            "sais",
+            r"contrast.a=.*a.jsonl: contrast.column=sais is not known; choose from text",
+        ),
+        ("a.bin", "x", "text", r"contrast.a=.*a.bin holds no data that is known"),
     ],
 )
 def test_files_without_texts_are_refused(
@@ -116,4 +122,4 @@ def test_files_without_texts_are_refused(
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=said):
-        reading.texts_of(str(tmp_path / name), column, "contrast.a")
+        reading.texts_of(str(tmp_path / name), column, "contrast.a", "contrast.column")

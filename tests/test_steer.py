@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,9 @@ def test_it_generates_as_the_same_call_in_python(folder: Path, caplog: pytest.Lo
     hooks = Steer(sae, {latent: 3.0}, typical=typical).fwd_hooks
     assert result["steered"] == model.generate(["GET /"] * 2, fwd_hooks=hooks, **keys)
     (one,) = result["latents"]
-    assert one == {"latent": latent, "typical": typical.of(latent), "amount": 3 * typical.of(latent)}
+    assert one == {"latent": latent, "label": None, "typical": typical.of(latent), "amount": 3 * typical.of(latent)}
     assert json.loads(Path(result["file"]).read_text()) == {k: v for k, v in result.items() if k != "file"}
-    assert Path(result["file"]) == folder / "run" / "steer" / f"add-{latent}-3-GET.json"
+    assert re.fullmatch(f"{folder}/run/steer/add-{latent}-3-GET-[0-9a-f]{{6}}.json", result["file"])
     said = caplog.text
     assert f"latent {latent} at {one['amount']:.4g}, 3 times the typical" in said
     assert json.dumps(result["steered"][1], ensure_ascii=False) in said
@@ -71,15 +72,32 @@ def test_the_typical_activation_is_that_of_the_run_s_held_out_tokens(folder: Pat
     shutil.rmtree(folder / "store")
     given = run(folder, f"steer.latents=[{latent}]", f"steer.typical={typical!r}")
     assert given["steered"] == first["steered"]
-    with pytest.raises(UserError, match=r"store.dir=.* is not there; .*; or give texts of your own with steer.texts="):
+    with pytest.raises(UserError, match=r"store.dir=.* is not there; .*, or give texts of your own with steer.texts="):
         run(folder, f"steer.latents=[{latent}]")
+
+
+def test_each_latent_may_have_a_strength_of_its_own(folder: Path) -> None:
+    result = run(folder, "steer.latents=[9,4]", "steer.strength=[3,-0.5]", "steer.typical=2")
+    assert [(one["latent"], one["amount"]) for one in result["latents"]] == [(9, 6.0), (4, -1.0)]
+    assert Path(result["file"]).name.startswith("add-9-4-3--0.5-")
+    other = run(folder, "steer.latents=[9,4]", "steer.strength=[3,-0.5]", "steer.typical=2", "steer.seed=1")
+    assert other["file"] != result["file"]  # neither request takes the other's place
+
+
+def test_a_latent_is_called_as_on_the_feature_page(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "saepipe")
+    (folder / "run/features").mkdir()
+    (folder / "run/features/labels.json").write_text('{"9": "HTTP"}')
+    result = run(folder, "steer.latents=[9,4]", "steer.mode=ablate")
+    assert [one["label"] for one in result["latents"]] == ["HTTP", None]
+    assert "latent 9 (HTTP)\n  latent 4\n" in caplog.text
 
 
 def test_ablating_needs_no_typical_activation(folder: Path) -> None:
     shutil.rmtree(folder / "store")
     result = run(folder, "steer.latents=[0,9]", "steer.mode=ablate")
     assert [one["latent"] for one in result["latents"]] == [0, 9]
-    assert Path(result["file"]).name == "ablate-0-9.json"
+    assert Path(result["file"]).name.startswith("ablate-0-9-")
     assert run(folder, "steer.latents=[0]", "steer.mode=ablate")["steered"] == result["plain"]  # 0 never fires
 
 
@@ -117,7 +135,9 @@ def test_an_exported_sae_needs_no_run(folder: Path) -> None:
     keys = ("steer.latents=[9]", "steer.typical=2")
     alone = run(folder, *keys, dir="export")
     assert alone["steered"] == run(folder, *keys)["steered"]
-    with pytest.raises(UserError, match=r"is an exported SAE and has no store; or give texts of your own with steer"):
+    with pytest.raises(
+        UserError, match=r"is an exported SAE and has no store; name its run, or give texts of your own with steer"
+    ):
         run(folder, "steer.latents=[9]", dir="export")
 
 
@@ -138,8 +158,14 @@ def test_an_exported_sae_needs_no_run(folder: Path) -> None:
             ["steer.latents=[9,9]", "steer.mode=ablate"],
             r"steer.latents: latents=\[9, 9\] names a latent more than once",
         ),
-        (["steer.latents=[9]", "steer.strength=nan"], "steer.strength=nan is no number that can be used"),
-        (["steer.latents=[9]", "steer.strength=1e300"], "steer.strength=1e.300 is no number that can be used"),
+        (["steer.latents=[9]", "steer.strength=nan"], "steer.strength=nan is no strength; give a number"),
+        (["steer.latents=[9]", "steer.strength=strong"], "steer.strength=strong is no strength; give a number"),
+        (
+            ["steer.latents=[9]", "steer.strength=[1,2]"],
+            "2 numbers and steer.latents=.9. are 1; give one number for all",
+        ),
+        (["steer.latents=9"], r"steer.latents is a list; give its items in brackets, such as steer.latents=\[1,2\]"),
+        (["steer.latents=[9]", "steer.strength=1e300"], "steer.strength=1e.300 is no strength; give a number"),
         (["steer.latents=[9]", f"steer.seed={2**70}"], "steer.seed=.* is no number that can be used"),
         (
             ["steer.latents=[9]", "steer.prompt=caf\udce9"],

@@ -182,6 +182,19 @@ def test_generation_is_steered_at_every_step_and_repeatable(plain: HookedSAETran
     assert not torch.equal(late, free)
 
 
+@pytest.mark.parametrize("positions", [None, slice(2, None), slice(12, None), [3, 13]])
+def test_a_cache_of_keys_and_values_changes_no_position(plain: HookedSAETransformer, positions: Any) -> None:
+    steer = Steer(make(), {3: 300.0, 5: -300.0}, positions=positions)
+    keys: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "stop_at_eos": False}
+    for input in (IDS, ["", "abc", "ab"]):
+        found = [
+            plain.generate(input, fwd_hooks=steer.fwd_hooks, use_past_kv_cache=cached, return_type="tokens", **keys)
+            for cached in (False, True)
+        ]
+        assert torch.equal(*found)
+    assert not torch.equal(plain.generate(IDS, **keys), plain.generate(IDS, fwd_hooks=steer.fwd_hooks, **keys))
+
+
 @pytest.mark.parametrize(
     ("latents", "keys", "said"),
     [

@@ -7,7 +7,10 @@ from saepipe import saes
 from saepipe.saes.config import SAEConfig
 from saepipe.targets import TARGETS, judged
 
-GOOD = {"l0": 80.0, "explained_variance": 0.93, "ce_loss_score": 0.99, "dead_fraction": 0.01, "dense_fraction": 0.0}
+GOOD = {
+    "tokens": 200_000, "l0": 80.0, "explained_variance": 0.93, "ce_loss_score": 0.99, "dead_fraction": 0.01,
+    "dense_fraction": 0.0,
+}  # fmt: skip
 
 
 def cures(architecture: str, *, keys: dict[str, Any] | None = None, **figures: float) -> dict[str, str]:
@@ -45,6 +48,13 @@ def test_what_is_already_in_use_is_not_recommended() -> None:
     assert "sae.dead_method" not in found
     assert "raise sae.aux_loss_coefficient" in found
     assert "sae.dead_method=resample" in cures("standard", dead_fraction=0.2)["dead_fraction"]
+
+
+def test_of_few_tokens_more_are_to_be_read_before_latents_are_called_dead() -> None:
+    found = cures("topk", tokens=4_000, dead_fraction=0.2)["dead_fraction"]
+    assert found.startswith("read more first: evaluate.tokens, since 4,000 miss what is rare; or ")
+    assert "read more" not in cures("topk", dead_fraction=0.2)["dead_fraction"]
+    assert cures("topk", tokens=4_000) == {}
 
 
 def test_the_ends_of_a_range_are_in_it_and_what_is_undefined_is_not() -> None:

@@ -92,7 +92,11 @@ def acceptance(overrides: Sequence[str] = (), *, documents: int = 6000, world: W
         )
     run = Run(config.run.dir)
     evaluated = run_verbs("acceptance", VERBS, overrides)["evaluate"]
-    log.info("\nJudging %s on %s documents, and an SAE of known features", run.folder, f"{documents:,}")
+    log.info(
+        "\nThe targets above are those of large models' SAEs, and none of what passes here (docs/acceptance.md).\n"
+        "Judging %s on %s documents, and an SAE of known features",
+        *(run.folder, f"{documents:,}"),
+    )
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         beside = process.submit(judge_superposition, world)
         demo = judge_demo(run, documents)
