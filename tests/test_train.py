@@ -113,7 +113,7 @@ def launched(overrides: list[str], **environment: str) -> subprocess.Popen[str]:
 
 
 def test_a_run_killed_and_resumed_ends_with_the_same_bits(store: Path, tmp_path: Path) -> None:
-    keys = [*TOPK, "train.tokens=9600", "train.checkpoint_every_steps=20", f"store.dir={store}"]
+    keys = [*TOPK, "train.tokens=4800", "train.checkpoint_every_steps=20", f"store.dir={store}"]
     train(entry.load_config("train", [*keys, f"run.dir={tmp_path / 'whole'}"]))
     killed = tmp_path / "killed"
     process = launched([*keys, f"run.dir={killed}"])
@@ -124,11 +124,11 @@ def test_a_run_killed_and_resumed_ends_with_the_same_bits(store: Path, tmp_path:
     process.communicate()
     assert not (killed / "summary.json").exists(), "the run was over before it could be killed"
     summary = train(entry.load_config("train", [*keys, f"run.dir={killed}"]))
-    assert 0 < summary["resumed_from_step"] < summary["steps"] == 400
+    assert 0 < summary["resumed_from_step"] < summary["steps"] == 200
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(value, weights(killed)[name]), name
     steps = [line.split(",")[0] for line in (killed / "metrics.csv").read_text().splitlines()[1:]]
-    assert steps == [str(step) for step in range(10, 401, 10)]
+    assert steps == [str(step) for step in range(10, 201, 10)]
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
