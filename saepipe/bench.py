@@ -60,10 +60,9 @@ def bench(config: RunConfig) -> dict[str, Any]:
 
 
 def _part(name: str) -> "Callable[[RunConfig, Path], list[Figure]]":
-    from saepipe import bench_cache, bench_grid, bench_memory, bench_stream
+    from importlib import import_module
 
-    parts = {"cache": bench_cache, "stream": bench_stream, "memory": bench_memory, "grid": bench_grid}
-    measure: Callable[[RunConfig, Path], list[Figure]] = parts[name].measure
+    measure: Callable[[RunConfig, Path], list[Figure]] = import_module(f"saepipe.bench_{name}").measure
     return measure
 
 

@@ -21,7 +21,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 DEVICE_MAPS = ("auto", "balanced", "sequential")
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 STRATEGIES = ("auto", "ddp")
-BENCH_PARTS = ("cache", "stream", "memory", "grid")
+BENCH_PARTS = ("limits", "cache", "stream", "memory", "step", "train", "start", "evaluate", "ranks", "grid")
 
 
 @dataclass
@@ -330,7 +330,9 @@ class BenchConfig(Group, group="bench"):
     """The bench verb's own keys."""
 
     parts: list[str] = field(default_factory=lambda: ["cache", "stream", "memory"])
-    """What to measure: cache, stream, memory; and grid, which takes two minutes a round."""
+    """What to measure: limits (of the machine), cache, stream, memory (of the stream), step (of each architecture), train
+    (the whole verb over its steps), start (of a train job), evaluate, ranks; and grid, which takes two minutes a round.
+    """
     dir: str = key("stores/bench", filled="name a folder", folder=True)
     """Where to make stores, in a folder of their own that is deleted at the end: this disk is measured."""
     tokens: int = key(32_768, least=1)
@@ -340,6 +342,22 @@ class BenchConfig(Group, group="bench"):
     is four times that."""
     rounds: int = key(5, least=1)
     """Rounds in which both sides of each ratio are measured; their median counts."""
+    d_in: int = key(512, least=1)
+    """Width of the activations that training steps are measured on."""
+    d_sae: int = key(4096, least=1)
+    """Latents of the SAEs whose steps are measured."""
+    batch_tokens: int = key(2048, least=1)
+    """Rows of a step."""
+    k: int = key(32, least=1)
+    """Active latents of a token; those of the standard architecture are twice as many."""
+    architectures: list[str] = field(default_factory=list)
+    """Architectures whose steps to measure; [] means all of them."""
+    steps: int = key(15, least=1)
+    """Steps of each library that are timed, in turns."""
+    peers: bool = False
+    """Measure SAELens, dictionary_learning and sparsify beside saepipe's steps; `make peers` installs them."""
+    peers_python: str = key(".venv-peers/bin/python", filled="name the interpreter that `make peers` makes", folder=True)
+    """Interpreter of the environment that they are in."""
     out: str | None = key(None, filled="name a file, or leave it out")
     """JSON file for the figures and the machine; None prints the table alone."""
 
