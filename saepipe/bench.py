@@ -48,7 +48,7 @@ def bench(config: RunConfig) -> dict[str, Any]:
     figures: list[Figure] = []
     with scratch(Path(config.bench.dir)) as folder:
         _check_room(config, folder)
-        for part in config.bench.parts:
+        for part in parts_of(config):
             log.info("measuring %s ...", part)
             figures += _part(part)(config, folder)
     document["figures"] = [figure.document() for figure in figures]
@@ -57,6 +57,12 @@ def bench(config: RunConfig) -> dict[str, Any]:
         with disk_errors("bench.out", Path(config.bench.out)):
             durable.write_text(Path(config.bench.out), json.dumps(document, indent=1) + "\n")
     return document
+
+
+def parts_of(config: RunConfig) -> list[str]:
+    """List what is measured: an experiment that was typed is timed as well."""
+    parts = config.bench.parts
+    return [*parts, "experiment"] if config.typed("experiment") and "experiment" not in parts else parts
 
 
 def _part(name: str) -> "Callable[[RunConfig, Path], list[Figure]]":
@@ -93,8 +99,9 @@ def _terminate(number: int, _: Any) -> None:
 def _check_room(config: RunConfig, folder: Path) -> None:
     from saepipe.bench_store import LARGER
 
-    parts, free = config.bench.parts, shutil.disk_usage(folder).free / 1e9
-    need = config.bench.gb * (LARGER * bool({"stream", "memory"} & {*parts}) + ("memory" in parts))
+    parts, free = parts_of(config), shutil.disk_usage(folder).free / 1e9
+    stores = LARGER * bool({"stream", "memory"} & {*parts}) + ("memory" in parts)
+    need = config.bench.gb * max(stores, bool({"limits", "experiment"} & {*parts}))
     if need * 1.05 > free:
         raise UserError(
             f"bench.gb={config.bench.gb} needs {need:.3g} GB in bench.dir={config.bench.dir} and its disk has "

@@ -142,11 +142,10 @@ def _measured(config: RunConfig, case: Case, task: Task) -> Iterator[Figure]:
 
 
 def _started(config: RunConfig, name: str, task: Task) -> Contestant:
-    import sys
-
     if task.library in (_PRODUCT, _OURS):
-        return Contestant(name, sys.executable, task)
-    return Contestant(name, config.bench.peers_python, task, cure="`make peers` installs it; bench.peers=false leaves it out")
+        return Contestant(name, task.command())
+    cure = "`make peers` installs it; bench.peers=false leaves it out"
+    return Contestant(name, task.command(config.bench.peers_python), cure=cure)
 
 
 def _figures(

@@ -21,7 +21,10 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 DEVICE_MAPS = ("auto", "balanced", "sequential")
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 STRATEGIES = ("auto", "ddp")
-BENCH_PARTS = ("limits", "cache", "stream", "memory", "step", "train", "start", "evaluate", "ranks", "grid")
+BENCH_PARTS = (
+    *("limits", "cache", "stream", "memory", "step", "train", "start", "evaluate"),
+    *("ranks", "grid", "experiment"),
+)
 
 
 @dataclass
@@ -330,16 +333,16 @@ class BenchConfig(Group, group="bench"):
     """The bench verb's own keys."""
 
     parts: list[str] = field(default_factory=lambda: ["cache", "stream", "memory"])
-    """What to measure: limits (of the machine), cache, stream, memory (of the stream), step (of each architecture), train
-    (the whole verb over its steps), start (of a train job), evaluate, ranks; and grid, which takes two minutes a round.
-    """
+    """What to measure: limits (of the machine), cache, stream, memory (of the stream), step (of each architecture),
+    train (the whole verb over its step), start (of a train job), evaluate, ranks, grid (two minutes a round), and
+    experiment: how long all verbs will take, which `+experiment=` adds."""
     dir: str = key("stores/bench", filled="name a folder", folder=True)
     """Where to make stores, in a folder of their own that is deleted at the end: this disk is measured."""
     tokens: int = key(32_768, least=1)
     """Tokens in each timing of the cache part; a GPU wants a million and more."""
     gb: float = key(1.0, above=0)
     """Size in GB of the smaller store that the memory part streams; its larger one, which the stream part streams too,
-    is four times that."""
+    is four times that. The disk's limits are measured with a file of this size."""
     rounds: int = key(5, least=1)
     """Rounds in which both sides of each ratio are measured; their median counts."""
     d_in: int = key(512, least=1)
@@ -356,7 +359,7 @@ class BenchConfig(Group, group="bench"):
     """Steps of each library that are timed, in turns."""
     peers: bool = False
     """Measure SAELens, dictionary_learning and sparsify beside saepipe's steps; `make peers` installs them."""
-    peers_python: str = key(".venv-peers/bin/python", filled="name the interpreter that `make peers` makes", folder=True)
+    peers_python: str = key(".venv-peers/bin/python", filled="name the interpreter of `make peers`", folder=True)
     """Interpreter of the environment that they are in."""
     out: str | None = key(None, filled="name a file, or leave it out")
     """JSON file for the figures and the machine; None prints the table alone."""

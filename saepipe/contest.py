@@ -1,17 +1,18 @@
 """A comparison of training steps that different processes take in turns, so that noise hits all alike.
 
-Each contestant is a process of its own (`python -m saepipe.contestant`): so it may run in another environment, no
-library's patches reach another, and the peak of its memory is its own. It takes steps when it is told to, over a pipe.
+Each contestant is a process of its own: so it may run in another environment, no library's patches reach another, and
+the peak of its memory is its own. It takes steps when it is told to, over a pipe.
 
-    with Contestant("SAELens", python, task) as theirs, Contestant("saepipe", sys.executable, mine) as ours:
-        seconds = in_turns({"SAELens": theirs, "saepipe": ours}, turns=20)
+    with Contestant("SAELens", task.command(python)) as theirs, Contestant("saepipe", mine.command()) as ours:
+        seconds = in_turns({"SAELens": theirs.ready(), "saepipe": ours.ready()}, turns=20)
 """
 
 import json
 import os
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -62,22 +63,25 @@ class Task:
     port: int = 0
     """Port of this machine where ranks meet."""
 
+    def command(self, python: str | Path = sys.executable) -> list[str]:
+        """Return the command of a process that does it, in the environment of an interpreter."""
+        return [str(python), "-m", "saepipe.contestant", json.dumps(asdict(self))]
+
 
 class Contestant:
     """A process that takes steps.
 
     Args:
         name: What it is called in messages.
-        python: Interpreter of its environment.
-        task: What it does.
+        command: What runs it, such as `Task.command`.
         cure: What to do where it does not run.
     """
 
-    def __init__(self, name: str, python: str | Path, task: Task, *, cure: str = "run the same command again") -> None:
-        self.name, self.task, self._cure = name, task, cure
-        self._errors = tempfile.TemporaryFile("w+")
+    def __init__(self, name: str, command: Sequence[str], *, cure: str = "run the same command again") -> None:
+        self.name, self._cure = name, cure
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed at the exit
         self._process = subprocess.Popen(
-            [str(python), "-m", "saepipe.contestant", json.dumps(asdict(task))],
+            [*command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -87,7 +91,7 @@ class Contestant:
         )
 
     def ready(self) -> Self:
-        """Wait until it has made its SAE."""
+        """Wait until it is ready to take steps."""
         self.hear()
         return self
 

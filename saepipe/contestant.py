@@ -28,21 +28,31 @@ STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def main() -> None:
     """Serve until standard input ends."""
     task = Task(**json.loads(sys.argv[1]))
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+    answer = answering()
     torch.set_num_threads(task.threads)
+    if task.world_size > 1:  # the parent has the store where they meet
+        os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     maker = own_steps.maker(task) if task.library in own_steps.LIBRARIES else peer_steps.maker(task)
     served = _Served(task, maker)
+    commands = {"steps": served.seconds, "l0": served.l0, "peak": served.peak_bytes}
+    answer(0.0)
+    for line in sys.stdin:
+        ((command, count),) = json.loads(line).items()
+        answer(commands[command](count))
+    os._exit(0)  # threads of torch.distributed may abort a process at its end
+
+
+def answering() -> Callable[[float], None]:
+    """Keep standard output for answers, from what libraries print, which goes to standard error."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     def answer(number: float) -> None:
         answers.write(f"{number}\n")
         answers.flush()
 
-    answer(0.0)
-    for line in sys.stdin:
-        ((command, count),) = json.loads(line).items()
-        answer({"steps": served.seconds, "l0": served.l0, "peak": served.peak_bytes}[command](count))
-    os._exit(0)  # threads of torch.distributed may abort a process at its end
+    return answer
 
 
 class _Served:

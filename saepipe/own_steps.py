@@ -71,7 +71,8 @@ def _saepipe(task: Task, batches: list[Tensor]) -> Steps:
         keys.setdefault("k", task.k)
     sae = cls(cls.config_class(d_sae=task.d_sae, **keys), task.d_in)
     sae.initialise(torch.Generator().manual_seed(0), mean=batches[0].mean(0).cpu())
-    point = Point(sae, OptimConfig(lr=LR), total_steps=NEVER, compile=task.compile).to(task.device)
+    compiled = task.compile and not sae.sparse_step
+    point = Point(sae, OptimConfig(lr=LR), total_steps=NEVER, compile=compiled).to(task.device)
     if task.l0 is not None:
         set_l0(task.architecture, dict(sae.named_parameters()), batches[0], task.l0)
     point.make_optimizer()
