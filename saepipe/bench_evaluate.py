@@ -24,7 +24,7 @@ def measure(config: RunConfig, folder: Path) -> list[Figure]:
     """Time the evaluation of an untrained SAE of the user's model, or the demo's, on random tokens, and its passes."""
     hook = config.model.hooks[0]
     model = LanguageModel.open(replace(config.model, hooks=[hook]))
-    contexts = max(1, config.bench.tokens // config.data.context_size)
+    contexts = max(1, config.bench.tokens // 4 // config.data.context_size)
     side = random_tokens(
         folder / "evaluated", contexts=contexts, context_size=config.data.context_size, vocab_size=model.vocab_size
     ).train

@@ -10,11 +10,13 @@ from saepipe.bench_figure import Figure
 from saepipe.bench_train import verb
 from saepipe.config import RunConfig
 
+STARTS = 3
+
 
 def measure(config: RunConfig, folder: Path) -> list[Figure]:
     """Start jobs, one after the other."""
     seconds = []
-    for number in range(config.bench.rounds):
+    for number in range(STARTS):
         with verb(config, folder, folder / f"start-{number}") as job:
             seconds.append(job.hear())
     return [Figure("start, from lightning's import to the first step", seconds, {}, at_most=3.0, unit="s")]

@@ -17,7 +17,7 @@ from saepipe.bench_figure import Figure
 from saepipe.bench_step import first_task
 from saepipe.bench_store import HOOK, synthetic
 from saepipe.config import RunConfig, StreamConfig
-from saepipe.contest import Contestant, in_turns
+from saepipe.contest import Contestant, answering, in_turns
 from saepipe.shard import DTYPES
 
 TURN_STEPS = 25
@@ -111,7 +111,6 @@ def main() -> None:
     import lightning.pytorch
 
     imported = time.perf_counter()
-    from saepipe.contestant import answering
     from saepipe.point import Point
     from saepipe.train import main as train
 

@@ -332,14 +332,15 @@ class AnalyzeConfig(Group, group="analyze"):
 class BenchConfig(Group, group="bench"):
     """The bench verb's own keys."""
 
-    parts: list[str] = field(default_factory=lambda: ["cache", "stream", "memory"])
+    parts: list[str] = field(default_factory=lambda: [*BENCH_PARTS[: BENCH_PARTS.index("ranks")]])
     """What to measure: limits (of the machine), cache, stream, memory (of the stream), step (of each architecture),
     train (the whole verb over its step), start (of a train job), evaluate, ranks, grid (two minutes a round), and
-    experiment: how long all verbs will take, which `+experiment=` adds."""
+    experiment: how long all verbs will take, which `+experiment=` adds. By default all before ranks."""
     dir: str = key("stores/bench", filled="name a folder", folder=True)
     """Where to make stores, in a folder of their own that is deleted at the end: this disk is measured."""
     tokens: int = key(32_768, least=1)
-    """Tokens in each timing of the cache part; a GPU wants a million and more."""
+    """Tokens in each timing of the cache part, and four times those of the evaluate part; a GPU wants a million and
+    more."""
     gb: float = key(1.0, above=0)
     """Size in GB of the smaller store that the memory part streams; its larger one, which the stream part streams too,
     is four times that. The disk's limits are measured with a file of this size."""
@@ -355,7 +356,7 @@ class BenchConfig(Group, group="bench"):
     """Active latents of a token; those of the standard architecture are twice as many."""
     architectures: list[str] = field(default_factory=list)
     """Architectures whose steps to measure; [] means all of them."""
-    steps: int = key(15, least=1)
+    steps: int = key(9, least=1)
     """Steps of each library that are timed, in turns."""
     peers: bool = False
     """Measure SAELens, dictionary_learning and sparsify beside saepipe's steps; `make peers` installs them."""

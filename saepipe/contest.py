@@ -12,10 +12,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from saepipe.errors import UserError
 
@@ -90,7 +90,7 @@ class Contestant:
             env={**os.environ, "OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1"},
         )
 
-    def ready(self) -> Self:
+    def ready(self) -> "Contestant":
         """Wait until it is ready to take steps."""
         self.hear()
         return self
@@ -127,7 +127,7 @@ class Contestant:
         last = " | ".join(self._errors.read().strip().splitlines()[-_LAST_LINES:])
         return UserError(f"{self.name} ended with exit code {code}: {last or 'without a word'}; {self._cure}")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Contestant":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -165,3 +165,19 @@ def together(contestants: Iterable[Contestant], *, steps: int) -> list[float]:
     for contestant in contestants:
         contestant.tell(steps=steps)
     return [contestant.hear() for contestant in contestants]
+
+
+def answering() -> Callable[[float], None]:
+    """Keep a contestant's standard output for its answers: what libraries print goes to standard error instead.
+
+    Returns:
+        What answers with a number.
+    """
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def answer(number: float) -> None:
+        answers.write(f"{number}\n")
+        answers.flush()
+
+    return answer

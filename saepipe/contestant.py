@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from saepipe import own_steps, peer_steps
-from saepipe.contest import Task
+from saepipe.contest import Task, answering
 from saepipe.own_steps import Steps
 
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -41,18 +41,6 @@ def main() -> None:
         ((command, count),) = json.loads(line).items()
         answer(commands[command](count))
     os._exit(0)  # threads of torch.distributed may abort a process at its end
-
-
-def answering() -> Callable[[float], None]:
-    """Keep standard output for answers, from what libraries print, which goes to standard error."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-    def answer(number: float) -> None:
-        answers.write(f"{number}\n")
-        answers.flush()
-
-    return answer
 
 
 class _Served:
