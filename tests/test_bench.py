@@ -116,7 +116,7 @@ def test_nothing_stays_after_a_signal(tmp_path: Path) -> None:
     ("overrides", "words"),
     [
         (["bench.parts=[caches]"], "bench.parts=caches is not known; did you mean cache"),
-        (["bench.parts=[]"], "name some of cache, stream, memory"),
+        (["bench.parts=[]"], "name some of limits, cache, stream, memory"),
         (["bench.gb=0.0001", "bench.parts=[stream]"], "give at least bench.gb="),
         (["bench.architectures=[topk2]", "bench.parts=[step]"], "bench.architectures=topk2 is not known; did you mean"),
         (["bench.peers=true", "bench.peers_python=no/python", "bench.parts=[step]"], "make it with `make peers`"),

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from saepipe import peer_steps
 from saepipe.bench_step import activations
@@ -22,10 +23,12 @@ def test_a_step_trains(architecture: str, library: str, monkeypatch: pytest.Monk
     pytest.importorskip(peer_steps._MODULES[library].partition(".")[0])
     monkeypatch.setattr(peer_steps, "LR", 1e-3)
     batches = list(activations(D_IN, TOKENS, 2, "cpu"))
-    steps = peer_steps.maker(task(library, architecture))(batches)
+    keys = {"sae": {"matryoshka_widths": [8, 24]}} if architecture == "matryoshka" else {}
+    steps = peer_steps.maker(task(library, architecture, **keys))(batches)
 
     def loss(done: Any) -> float:
-        return float(done if isinstance(done, float) else done.fvu if library == "sparsify" else done.loss)
+        term = done if isinstance(done, float) else done.fvu if library == "sparsify" else done.losses["mse_loss"]
+        return float(term.detach() if isinstance(term, Tensor) else term)
 
     first = loss(steps.take(batches[0]))
     for _ in range(30):
