@@ -1,8 +1,9 @@
 """Measure saepipe on this machine: `python -m saepipe.bench bench.out=bench.json`.
 
-Each figure is a ratio of two things that are measured in turns within one run: saepipe over the plain way to do the
-same. The stores that it makes lie in `bench.dir`, whose disk is the one that is measured, and are deleted at the end.
-A promise that is missed is said and is no error: the exit code is 0.
+Each figure is a ratio of two things that are measured in turns within one run, such as saepipe over the plain way to do
+the same, or over another library (`bench.peers=true`); or a limit of the machine, or a time. The stores that it makes
+lie in `bench.dir`, whose disk is the one that is measured, and are deleted at the end. A promise that is missed is said
+and is no error: the exit code is 0.
 """
 
 import json
@@ -37,10 +38,12 @@ def bench(config: RunConfig) -> dict[str, Any]:
         config: The run; `bench` says what is measured and how large, `stream` and `store` how.
 
     Returns:
-        machine, and figures: for each its name, ratio, bar, met, rounds and what it was made of.
+        machine, and figures: for each its name, ratio (or value, with its unit), bar, met, rounds and what it was made
+        of.
 
     Raises:
-        UserError: A disk that is too small, sizes too small for a batch, or a model whose hooks cannot be compared.
+        UserError: A disk that is too small, sizes too small for a batch, a model whose hooks cannot be compared, or
+            peers that are not installed.
     """
     from saepipe.bench_figure import table
 
@@ -98,10 +101,12 @@ def _terminate(number: int, _: Any) -> None:
 
 def _check_room(config: RunConfig, folder: Path) -> None:
     from saepipe.bench_store import LARGER
+    from saepipe.bench_train import store_gb
 
     parts, free = parts_of(config), shutil.disk_usage(folder).free / 1e9
     stores = LARGER * bool({"stream", "memory"} & {*parts}) + ("memory" in parts)
-    need = config.bench.gb * max(stores, bool({"limits", "experiment"} & {*parts}))
+    need = config.bench.gb * (stores + bool({"limits", "experiment"} & {*parts}))
+    need += store_gb(config) * bool({"train", "start"} & {*parts})
     if need * 1.05 > free:
         raise UserError(
             f"bench.gb={config.bench.gb} needs {need:.3g} GB in bench.dir={config.bench.dir} and its disk has "

@@ -55,8 +55,7 @@ def verb(config: RunConfig, folder: Path, run_dir: Path) -> Contestant:
     end of its first step and of what follows it.
     """
     bench, stream = config.bench, config.stream
-    gb = _STORE_WINDOWS * stream.window_tokens * bench.d_in * DTYPES[config.store.dtype].itemsize / 1e9
-    store = synthetic(config, folder, gb, bench.d_in)
+    store = synthetic(config, folder, store_gb(config), bench.d_in)
     keys = [
         f"store.dir={store.folder}",
         f"run.dir={run_dir}",
@@ -75,11 +74,17 @@ def verb(config: RunConfig, folder: Path, run_dir: Path) -> Contestant:
     return Contestant("the train verb", [sys.executable, "-m", "saepipe.bench_train", *keys])
 
 
+def store_gb(config: RunConfig) -> float:
+    """Return the size of the store that is trained on, in GB."""
+    rows = _STORE_WINDOWS * config.stream.window_tokens
+    return rows * config.bench.d_in * DTYPES[config.store.dtype].itemsize / 1e9
+
+
 class _Turns:
     """What waits before a step until its turn comes."""
 
     def __init__(self, answer: Callable[[float], None], imported: float) -> None:
-        self._answer, self._imported = answer, imported
+        self._answer = answer
         self._steps = 0  # so far
         self._timed = range(1)  # numbers of the steps of this turn that are timed
         self._began = imported

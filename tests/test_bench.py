@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 TINY = [
     "model.hooks=[blocks.2.hook_resid_post]",
     "model.device=cpu",
+    "trainer.accelerator=cpu",
     "data.context_size=16",
     "store.batch_prompts=4",
     "stream.batch_tokens=240",
