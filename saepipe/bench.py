@@ -46,11 +46,14 @@ def bench(config: RunConfig) -> dict[str, Any]:
             peers that are not installed.
     """
     from saepipe.bench_figure import table
+    from saepipe.bench_step import check_peers
 
     document: dict[str, Any] = {"machine": _machine(), "overrides": config.overrides, "figures": []}
     figures: list[Figure] = []
     with scratch(Path(config.bench.dir)) as folder:
         _check_room(config, folder)
+        if "step" in config.bench.parts:
+            check_peers(config)
         for part in parts_of(config):
             log.info("measuring %s ...", part)
             figures += _part(part)(config, folder)
@@ -63,9 +66,9 @@ def bench(config: RunConfig) -> dict[str, Any]:
 
 
 def parts_of(config: RunConfig) -> list[str]:
-    """List what is measured: an experiment that was typed is timed as well."""
+    """List what is measured: an experiment that was typed is timed as well, first, since its model may not be there."""
     parts = config.bench.parts
-    return [*parts, "experiment"] if config.typed("experiment") and "experiment" not in parts else parts
+    return ["experiment", *parts] if config.typed("experiment") and "experiment" not in parts else parts
 
 
 def _part(name: str) -> "Callable[[RunConfig, Path], list[Figure]]":

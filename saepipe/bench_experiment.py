@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 def measure(config: RunConfig, folder: Path) -> list[Figure]:
     """Time the language model, the SAE's step, the stream and an evaluation, and say what they add up to.
 
-    The figures are for one worker and one rank. A batch is evaluated with an untrained SAE.
+    The figures are for one worker and one rank; of a grid, for the steps of all points and the evaluation of one. A
+    batch is evaluated with an untrained SAE.
 
     Raises:
         UserError: A model that cannot be loaded, or a disk too small for the store.

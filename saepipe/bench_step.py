@@ -74,15 +74,23 @@ def measure(config: RunConfig, folder: Path) -> list[Figure]:
     """Time the steps, and hold their memory beside each other.
 
     Raises:
-        UserError: The peers' environment is not there, or a process ended.
+        UserError: A process ended, such as one whose library is not there.
+    """
+    task = replace(first_task(config, folder), library=_OURS)
+    return [figure for case in cases(config) for figure in _measured(config, case, task)]
+
+
+def check_peers(config: RunConfig) -> None:
+    """Look for the peers' environment.
+
+    Raises:
+        UserError: It is not there.
     """
     if config.bench.peers and not Path(config.bench.peers_python).exists():
         raise UserError(
             f"bench.peers_python={config.bench.peers_python} is not there: make it with `make peers`, or leave "
             "bench.peers out"
         )
-    task = replace(first_task(config, folder), library=_OURS)
-    return [figure for case in cases(config) for figure in _measured(config, case, task)]
 
 
 def first_task(config: RunConfig, folder: Path) -> Task:

@@ -35,7 +35,7 @@ def test_all_verbs_are_timed_at_their_own_sizes(
     for module in (bench_experiment, bench_step):
         monkeypatch.setattr(module, "activations", lambda *sizes: [torch.zeros(1, 1)])
     config = entry.load_config("bench", [*KEYS, "store.tokens=100000", "grid.k=[8,16]", f"store.dir={tmp_path}/store"])
-    assert bench.parts_of(config)[-1] == "experiment"
+    assert bench.parts_of(config)[0] == "experiment"
     with caplog.at_level(logging.INFO, "saepipe"):
         figures = {figure.name: figure for figure in bench_experiment.measure(config, tmp_path)}
     first, _, second, _ = tasks
