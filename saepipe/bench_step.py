@@ -4,6 +4,7 @@ All take their steps in turns on the same batches, each in a process of its own.
 `PROMISED`, in float32 on a CPU; elsewhere figures are for information.
 """
 
+import math
 import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -178,7 +179,7 @@ def _figures(
         theirs = _speed(task, seconds[name], peaks[name], l0[name])
         bar = case.bars.get(name) if promised else None
         yield Figure(f"step, {case.name}, tokens/s over {name}", over(name), theirs, at_least=bar, told=_told(theirs))
-    if others:
+    if others and not math.isnan(peaks[_OURS]):
         best = min(others, key=lambda name: peaks[name])
         bar = 1.0 if promised else None
         yield Figure(
@@ -196,13 +197,12 @@ def _speed(task: Task, seconds: list[float], peak_bytes: float, l0: float) -> di
         "tokens_per_s": rate,
         "tokens_per_day": 86400 * rate,
         "encoder_flop_per_s": 2 * task.d_in * task.d_sae * rate,
-        "peak_bytes": peak_bytes,
         "l0": l0,
+        **({} if math.isnan(peak_bytes) else {"peak_bytes": peak_bytes}),
     }
 
 
 def _told(speed: dict[str, float]) -> str:
-    return (
-        f"{speed['tokens_per_s']:,.0f} tokens/s, {speed['tokens_per_day'] / 1e9:.3g}e9 a day, "
-        f"{speed['peak_bytes'] / 1e6:,.0f} MB, L0 {speed['l0']:,.0f}"
-    )
+    memory = f"{speed['peak_bytes'] / 1e6:,.0f} MB, " if "peak_bytes" in speed else ""
+    per_day = f"{speed['tokens_per_day'] / 1e9:.3g}e9 a day"
+    return f"{speed['tokens_per_s']:,.0f} tokens/s, {per_day}, {memory}L0 {speed['l0']:,.0f}"

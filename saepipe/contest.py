@@ -79,7 +79,7 @@ class Contestant:
 
     def __init__(self, name: str, command: Sequence[str], *, cure: str = "run the same command again") -> None:
         self.name, self._cure = name, cure
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed at the exit
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed at the exit
         self._process = subprocess.Popen(
             [*command],
             stdin=subprocess.PIPE,

@@ -67,6 +67,14 @@ def test_bars_are_for_their_sizes_alone(tmp_path: Path, monkeypatch: pytest.Monk
     assert "step, gated at L0 4, tokens/s over SAELens" in found
 
 
+def test_where_the_system_tells_no_memory_none_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PEAKS:
+        monkeypatch.setitem(PEAKS, name, float("nan"))
+    found = figures(tmp_path, monkeypatch, "bench.peers=true", "bench.architectures=[topk]")
+    assert len(found) == 4
+    assert all("peak_bytes" not in figure.measured and "MB" not in figure.told for figure in found.values())
+
+
 def test_without_peers_every_architecture_is_measured_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [*figures(tmp_path, monkeypatch)]
     assert names == [
