@@ -338,13 +338,13 @@ class BenchConfig(Group, group="bench"):
     experiment: how long all verbs will take, which `+experiment=` adds. By default all before ranks."""
     dir: str = key("stores/bench", filled="name a folder", folder=True)
     """Where to make stores, in a folder of their own that is deleted at the end: this disk is measured."""
-    tokens: int = key(32_768, least=1)
-    """Tokens in each timing of the cache part, and four times those of the evaluate part; a GPU wants a million and
+    tokens: int = key(16_384, least=1)
+    """Tokens in each timing of the cache part, and four times those of the evaluate part; a GPU wants a million or
     more."""
     gb: float = key(1.0, above=0)
     """Size in GB of the smaller store that the memory part streams; its larger one, which the stream part streams too,
     is four times that. The disk's limits are measured with a file of this size."""
-    rounds: int = key(5, least=1)
+    rounds: int = key(3, least=1)
     """Rounds in which both sides of each ratio are measured; their median counts."""
     d_in: int = key(512, least=1)
     """Width of the activations that training steps are measured on."""
