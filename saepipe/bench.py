@@ -14,6 +14,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -38,8 +39,8 @@ def bench(config: RunConfig) -> dict[str, Any]:
         config: The run; `bench` says what is measured and how large, `stream` and `store` how.
 
     Returns:
-        machine, and figures: for each its name, ratio (or value, with its unit), bar, met, rounds and what it was made
-        of.
+        machine; seconds that each part took; and figures: for each its name, ratio (or value, with its unit), bar, met,
+        rounds and what it was made of.
 
     Raises:
         UserError: A disk that is too small, sizes too small for a batch, a model whose hooks cannot be compared, or
@@ -48,7 +49,7 @@ def bench(config: RunConfig) -> dict[str, Any]:
     from saepipe.bench_figure import table
     from saepipe.bench_step import check_peers
 
-    document: dict[str, Any] = {"machine": _machine(), "overrides": config.overrides, "figures": []}
+    document: dict[str, Any] = {"machine": _machine(), "overrides": config.overrides, "seconds": {}, "figures": []}
     figures: list[Figure] = []
     with scratch(Path(config.bench.dir)) as folder:
         _check_room(config, folder)
@@ -56,7 +57,9 @@ def bench(config: RunConfig) -> dict[str, Any]:
             check_peers(config)
         for part in parts_of(config):
             log.info("measuring %s ...", part)
+            began = time.perf_counter()
             figures += _part(part)(config, folder)
+            document["seconds"][part] = round(time.perf_counter() - began, 1)
     document["figures"] = [figure.document() for figure in figures]
     log.info("%s", table(figures))
     if config.bench.out is not None:

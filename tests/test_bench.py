@@ -51,6 +51,7 @@ def test_it_measures_all_parts_prints_a_table_and_leaves_nothing_behind(model: P
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
     found = json.loads((tmp_path / "out.json").read_text())
+    assert [*found["seconds"]] == PARTS.partition("[")[2].strip("]").split(",")
     machine = found["machine"]
     assert machine["cores"] == os.cpu_count()
     assert machine["memory_gb"] > 0
@@ -117,7 +118,7 @@ def test_nothing_stays_after_a_signal(tmp_path: Path) -> None:
     ("overrides", "words"),
     [
         (["bench.parts=[caches]"], "bench.parts=caches is not known; did you mean cache"),
-        (["bench.parts=[]"], "name some of limits, cache, stream, memory"),
+        (["bench.parts=[]"], "name some of limits, cache, stream, step"),
         (["bench.gb=0.0001", "bench.parts=[stream]"], "give at least bench.gb="),
         (["bench.architectures=[topk2]", "bench.parts=[step]"], "bench.architectures=topk2 is not known; did you mean"),
         (["bench.peers=true", "bench.peers_python=no/python", "bench.parts=[step]"], "make it with `make peers`"),
