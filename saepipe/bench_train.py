@@ -13,6 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
+
 from saepipe.bench_figure import Figure
 from saepipe.bench_step import first_task
 from saepipe.bench_store import HOOK, synthetic
@@ -32,7 +35,9 @@ _STORE_WINDOWS = 1.1
 
 def measure(config: RunConfig, folder: Path) -> list[Figure]:
     """Have the verb and the step alone take turns with TopK, and compare all of their seconds."""
-    task = replace(first_task(config, folder), library="saepipe")
+    rows = folder / "rows.safetensors"  # of the store's kind, which a step takes another time for than for features
+    save_file({str(n): torch.randn(config.bench.batch_tokens, config.bench.d_in) for n in range(4)}, rows)
+    task = replace(first_task(config, folder), library="saepipe", batches=str(rows))
     with Contestant("saepipe's step", task.command()) as step, verb(config, folder, folder / "run") as whole:
         contestants = {"step": step.ready(), "verb": whole.ready()}
         seconds = in_turns(contestants, config.bench.rounds, steps=TURN_STEPS)
@@ -104,8 +109,6 @@ class _Turns:
 
 
 def _now() -> float:
-    import torch
-
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

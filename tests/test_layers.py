@@ -170,7 +170,7 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "bench_grid": (5, set()),
     "bench_limits": (4, TENSORS),
     "bench_step": (4, TENSORS | {"safetensors"}),
-    "bench_train": (5, {"torch", "lightning"}),
+    "bench_train": (5, {"torch", "lightning", "safetensors"}),
     "bench_start": (5, set()),
     "bench_ranks": (4, TENSORS),
     "bench_evaluate": (4, TENSORS),
