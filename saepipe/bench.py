@@ -1,8 +1,9 @@
 """Measure saepipe on this machine: `python -m saepipe.bench bench.out=bench.json`.
 
-Each figure is a ratio of two things that are measured in turns within one run: saepipe over the plain way to do the
-same. The stores that it makes lie in `bench.dir`, whose disk is the one that is measured, and are deleted at the end.
-A promise that is missed is said and is no error: the exit code is 0.
+Each figure is a ratio of two things that are measured in turns within one run, such as saepipe over the plain way to do
+the same, or over another library (`bench.peers=true`); or a limit of the machine, or a time. The stores that it makes
+lie in `bench.dir`, whose disk is the one that is measured, and are deleted at the end. A promise that is missed is said
+and is no error: the exit code is 0.
 """
 
 import json
@@ -13,6 +14,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -37,20 +39,27 @@ def bench(config: RunConfig) -> dict[str, Any]:
         config: The run; `bench` says what is measured and how large, `stream` and `store` how.
 
     Returns:
-        machine, and figures: for each its name, ratio, bar, met, rounds and what it was made of.
+        machine; seconds that each part took; and figures: for each its name, ratio (or value, with its unit), bar, met,
+        rounds and what it was made of.
 
     Raises:
-        UserError: A disk that is too small, sizes too small for a batch, or a model whose hooks cannot be compared.
+        UserError: A disk that is too small, sizes too small for a batch, a model whose hooks cannot be compared, or
+            peers that are not installed.
     """
     from saepipe.bench_figure import table
+    from saepipe.bench_step import check_peers
 
-    document: dict[str, Any] = {"machine": _machine(), "overrides": config.overrides, "figures": []}
+    document: dict[str, Any] = {"machine": _machine(), "overrides": config.overrides, "seconds": {}, "figures": []}
     figures: list[Figure] = []
     with scratch(Path(config.bench.dir)) as folder:
         _check_room(config, folder)
-        for part in config.bench.parts:
+        if "step" in config.bench.parts:
+            check_peers(config)
+        for part in parts_of(config):
             log.info("measuring %s ...", part)
+            began = time.perf_counter()
             figures += _part(part)(config, folder)
+            document["seconds"][part] = round(time.perf_counter() - began, 1)
     document["figures"] = [figure.document() for figure in figures]
     log.info("%s", table(figures))
     if config.bench.out is not None:
@@ -59,11 +68,16 @@ def bench(config: RunConfig) -> dict[str, Any]:
     return document
 
 
-def _part(name: str) -> "Callable[[RunConfig, Path], list[Figure]]":
-    from saepipe import bench_cache, bench_grid, bench_memory, bench_stream
+def parts_of(config: RunConfig) -> list[str]:
+    """List what is measured: an experiment that was typed is timed as well, first, since its model may not be there."""
+    parts = config.bench.parts
+    return ["experiment", *parts] if config.typed("experiment") and "experiment" not in parts else parts
 
-    parts = {"cache": bench_cache, "stream": bench_stream, "memory": bench_memory, "grid": bench_grid}
-    measure: Callable[[RunConfig, Path], list[Figure]] = parts[name].measure
+
+def _part(name: str) -> "Callable[[RunConfig, Path], list[Figure]]":
+    from importlib import import_module
+
+    measure: Callable[[RunConfig, Path], list[Figure]] = import_module(f"saepipe.bench_{name}").measure
     return measure
 
 
@@ -93,9 +107,12 @@ def _terminate(number: int, _: Any) -> None:
 
 def _check_room(config: RunConfig, folder: Path) -> None:
     from saepipe.bench_store import LARGER
+    from saepipe.bench_train import store_gb
 
-    parts, free = config.bench.parts, shutil.disk_usage(folder).free / 1e9
-    need = config.bench.gb * (LARGER * bool({"stream", "memory"} & {*parts}) + ("memory" in parts))
+    parts, free = parts_of(config), shutil.disk_usage(folder).free / 1e9
+    stores = LARGER * bool({"stream", "memory"} & {*parts}) + ("memory" in parts)
+    need = config.bench.gb * (stores + bool({"limits", "experiment"} & {*parts}))
+    need += store_gb(config) * bool({"train", "start"} & {*parts})
     if need * 1.05 > free:
         raise UserError(
             f"bench.gb={config.bench.gb} needs {need:.3g} GB in bench.dir={config.bench.dir} and its disk has "

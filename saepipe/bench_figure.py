@@ -1,4 +1,4 @@
-"""A measured ratio and what is promised of it, and the table that shows several."""
+"""A measured ratio or rate and what is promised of it, and the table that shows several."""
 
 import statistics
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Figure:
-    """One ratio: the median of rounds, in each of which both sides were measured after one another."""
+    """One ratio: the median of rounds, in each of which both sides were measured after one another; or one rate."""
 
     name: str
     """What is compared with what."""
@@ -19,6 +19,10 @@ class Figure:
     """The promise, where more is better."""
     at_most: float | None = None
     """The promise, where less is better; a figure without either is for information."""
+    unit: str = ""
+    """Of a rate or a time; a ratio has none."""
+    told: str = ""
+    """What else the table says."""
 
     @property
     def ratio(self) -> float:
@@ -44,6 +48,7 @@ class Figure:
         return {
             "figure": self.name,
             "ratio": self.ratio,
+            "unit": self.unit,
             "bar": self.bar,
             "met": self.met,
             "rounds": self.rounds,
@@ -54,9 +59,11 @@ class Figure:
 def table(figures: list[Figure]) -> str:
     """Lay figures out as text, one a line."""
     words = {True: "met", False: "missed", None: ""}
-    rows = [("figure", "ratio", "bar", "")]
-    rows += [(figure.name, f"{figure.ratio:.3f}", figure.bar, words[figure.met]) for figure in figures]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    rows = [("figure", "ratio", "bar", "", "")]
+    for figure in figures:
+        value = f"{figure.ratio:,.3f} {figure.unit}".rstrip()
+        rows.append((figure.name, value, figure.bar, words[figure.met], figure.told))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )

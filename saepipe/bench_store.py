@@ -35,20 +35,20 @@ def random_tokens(folder: Path, *, contexts: int, context_size: int, vocab_size:
         return writer.finish(special_ids=[0])
 
 
-def synthetic(config: RunConfig, parent: Path, gb: float) -> Store:
+def synthetic(config: RunConfig, parent: Path, gb: float, width: int = WIDTH) -> Store:
     """Make a store of about `gb` GB, or open the one that was made so before.
 
     Raises:
         UserError: It would hold less than two batches.
     """
-    rows = int(gb * 1e9) // (WIDTH * DTYPES[config.store.dtype].itemsize)
+    rows = int(gb * 1e9) // (width * DTYPES[config.store.dtype].itemsize)
     if rows < 2 * config.stream.batch_tokens:
-        least = 2.1 * config.stream.batch_tokens * WIDTH * DTYPES[config.store.dtype].itemsize / 1e9
+        least = 2.1 * config.stream.batch_tokens * width * DTYPES[config.store.dtype].itemsize / 1e9
         raise UserError(
             f"bench.gb={config.bench.gb} makes a store of {rows} rows, less than two batches of "
             f"stream.batch_tokens={config.stream.batch_tokens}; give at least bench.gb={least:.2g}"
         )
-    folder, size = parent / f"{rows}-rows", config.data.context_size
+    folder, size = parent / f"{rows}-rows-of-{width}", config.data.context_size
     if folder.exists():
         return Store.open(folder)
     with hold(folder, key="bench.dir"):
@@ -59,14 +59,14 @@ def synthetic(config: RunConfig, parent: Path, gb: float) -> Store:
             tokens,
             replace(config.store, tokens=rows),
             model={"name": "random"},
-            hooks={HOOK: WIDTH},
+            hooks={HOOK: width},
             capture="huggingface",
             device_kind="cpu",
             threads=1,
             data={"path": "random"},
         )
         store = Store.create(folder, plan, tokens)
-        noise = torch.randn(min(rows, plan.shard_tokens), WIDTH, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(min(rows, plan.shard_tokens), width, generator=torch.Generator().manual_seed(0))
         values = noise.to(torch.float32 if config.store.dtype == "int8" else DTYPES[config.store.dtype])
         for hook, shard, _ in plan.places():
             store.write(hook, shard, values[: plan.shard_rows(shard)])

@@ -21,7 +21,10 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 DEVICE_MAPS = ("auto", "balanced", "sequential")
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 STRATEGIES = ("auto", "ddp")
-BENCH_PARTS = ("cache", "stream", "memory", "grid")
+BENCH_PARTS = (
+    *("limits", "cache", "stream", "step", "train", "start", "evaluate"),
+    *("memory", "ranks", "grid", "experiment"),
+)
 
 
 @dataclass
@@ -331,17 +334,36 @@ class AnalyzeConfig(Group, group="analyze"):
 class BenchConfig(Group, group="bench"):
     """The bench verb's own keys."""
 
-    parts: list[str] = field(default_factory=lambda: ["cache", "stream", "memory"])
-    """What to measure: cache, stream, memory; and grid, which takes two minutes a round."""
+    parts: list[str] = field(default_factory=lambda: [*BENCH_PARTS[: BENCH_PARTS.index("memory")]])
+    """What to measure: limits (of the machine), cache, stream, step (of each architecture), train (the whole verb over
+    its step), start (of a train job), evaluate; and on request memory (of the stream), ranks, grid (two minutes a
+    round), and experiment: how long all verbs will take, which `+experiment=` adds."""
     dir: str = key("stores/bench", filled="name a folder", folder=True)
     """Where to make stores, in a folder of their own that is deleted at the end: this disk is measured."""
-    tokens: int = key(32_768, least=1)
-    """Tokens in each timing of the cache part; a GPU wants a million and more."""
+    tokens: int = key(16_384, least=1)
+    """Tokens in each timing of the cache part, and four times those of the evaluate part; a GPU wants a million or
+    more."""
     gb: float = key(1.0, above=0)
     """Size in GB of the smaller store that the memory part streams; its larger one, which the stream part streams too,
-    is four times that."""
-    rounds: int = key(5, least=1)
+    is four times that. The disk's limits are measured with a file of this size."""
+    rounds: int = key(3, least=1)
     """Rounds in which both sides of each ratio are measured; their median counts."""
+    d_in: int = key(512, least=1)
+    """Width of the activations that training steps are measured on."""
+    d_sae: int = key(4096, least=1)
+    """Latents of the SAEs whose steps are measured."""
+    batch_tokens: int = key(2048, least=1)
+    """Rows of a step."""
+    k: int = key(32, least=1)
+    """Active latents of a token; those of the standard architecture are twice as many."""
+    architectures: list[str] = field(default_factory=list)
+    """Architectures whose steps to measure; [] means all of them."""
+    steps: int = key(9, least=1)
+    """Steps of each library that are timed, in turns."""
+    peers: bool = False
+    """Measure SAELens, dictionary_learning and sparsify beside saepipe's steps; `make peers` installs them."""
+    peers_python: str = key(".venv-peers/bin/python", filled="name the interpreter of `make peers`", folder=True)
+    """Interpreter of the environment that they are in."""
     out: str | None = key(None, filled="name a file, or leave it out")
     """JSON file for the figures and the machine; None prints the table alone."""
 

@@ -63,7 +63,7 @@ def project(config: RunConfig, model: LanguageModel, *, workers: int) -> Project
     seconds = disk.missing_bytes / disk.bytes * disk.rows / speed / workers
     log.info(
         f"store.dir={wanted.dir}: {wanted.tokens:,} tokens of {', '.join(config.model.hooks)}, about "
-        f"{_duration(seconds)} at {speed:,.0f} tokens/s{f' for each of {workers} workers' if workers > 1 else ''} "
+        f"{duration(seconds)} at {speed:,.0f} tokens/s{f' for each of {workers} workers' if workers > 1 else ''} "
         f"({model.capture_path} on {model.device}), {disk.bytes / 1e9:.3g} GB on disk "
         f"({disk.free_bytes / 1e9:.3g} GB free), {memory / 1e9:.3g} GB of memory per worker to shuffle in"
     )
@@ -209,6 +209,7 @@ def tokens_per_s(config: RunConfig, model: LanguageModel) -> float:
     return contexts * seq / min(times)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Word a time in its fitting unit."""
     minutes, hours = seconds / 60, seconds / 3600
     return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 1.5 else f"{seconds:.0f} s"

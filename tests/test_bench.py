@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 TINY = [
     "model.hooks=[blocks.2.hook_resid_post]",
     "model.device=cpu",
+    "trainer.accelerator=cpu",
     "data.context_size=16",
     "store.batch_prompts=4",
     "stream.batch_tokens=240",
@@ -28,6 +29,7 @@ TINY = [
     "bench.gb=0.002",
     "bench.rounds=2",
 ]
+PARTS = "bench.parts=[limits,cache,stream,memory,evaluate]"
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +46,12 @@ def environment() -> dict[str, str]:
 
 
 def test_it_measures_all_parts_prints_a_table_and_leaves_nothing_behind(model: Path, tmp_path: Path) -> None:
-    overrides = [f"model.name={model}", "bench.out=out.json", "bench.dir=a/b", "bench.rounds=1"]
+    overrides = [f"model.name={model}", "bench.out=out.json", "bench.dir=a/b", "bench.rounds=1", PARTS]
     done = subprocess.run(command(*overrides), cwd=tmp_path, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
     found = json.loads((tmp_path / "out.json").read_text())
+    assert [*found["seconds"]] == PARTS.partition("[")[2].strip("]").split(",")
     machine = found["machine"]
     assert machine["cores"] == os.cpu_count()
     assert machine["memory_gb"] > 0
@@ -57,8 +60,11 @@ def test_it_measures_all_parts_prints_a_table_and_leaves_nothing_behind(model: P
     assert sum(name.startswith("cache, ") for name in names) == 4
     assert sum(name.startswith("stream, rows/s") for name in names) == (2 if hasattr(os, "posix_fadvise") else 1)
     assert sum(name.startswith("stream, memory") for name in names) == 3
+    assert sum(name.startswith("limit, ") for name in names) == (4 if hasattr(os, "posix_fadvise") else 3)
+    assert "evaluate, 4 plain forward passes over it" in names
     for figure in found["figures"]:
         assert figure["ratio"] > 0
+        assert (figure["unit"] != "") == figure["figure"].startswith("limit")
         assert len(figure["rounds"]) == 1
         assert figure["figure"] in done.stdout
         assert figure["met"] in (True, False) if figure["bar"] else figure["met"] is None
@@ -112,8 +118,11 @@ def test_nothing_stays_after_a_signal(tmp_path: Path) -> None:
     ("overrides", "words"),
     [
         (["bench.parts=[caches]"], "bench.parts=caches is not known; did you mean cache"),
-        (["bench.parts=[]"], "name some of cache, stream, memory"),
+        (["bench.parts=[]"], "name some of limits, cache, stream, step"),
         (["bench.gb=0.0001", "bench.parts=[stream]"], "give at least bench.gb="),
+        (["bench.architectures=[topk2]", "bench.parts=[step]"], "bench.architectures=topk2 is not known; did you mean"),
+        (["bench.peers=true", "bench.peers_python=no/python", "bench.parts=[step]"], "make it with `make peers`"),
+        (["bench.batch_tokens=30", "bench.parts=[ranks]"], "bench.batch_tokens=30 cannot be shared by 4 ranks"),
         (["bench.gb=1e9"], "bench.gb=1000000000.0 needs"),
         (["model.hooks=[blocks.1.hook_mlp_out]", "model.name=demo", "bench.parts=[cache]"], "give blocks.N.hook_resid"),
     ],
@@ -143,10 +152,12 @@ def test_the_table_says_what_was_met() -> None:
         Figure("speed", [0.2, 0.9, 1.0], {}, at_least=0.95),
         Figure("size", [1.1], {}, at_most=1.2),
         Figure("other", [2.0], {}),
+        Figure("time", [2000.0], {}, unit="s", told="1 token/s"),
     ]
     assert table(figures).splitlines() == [
-        "figure  ratio  bar",
-        "speed   0.900  at least 0.95  missed",
-        "size    1.100  at most 1.2    met",
+        "figure  ratio        bar",
+        "speed   0.900        at least 0.95  missed",
+        "size    1.100        at most 1.2    met",
         "other   2.000",
+        "time    2,000.000 s                         1 token/s",
     ]

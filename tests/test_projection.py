@@ -154,7 +154,7 @@ def test_workers_divide_the_time(
     ("seconds", "said"), [(0.3, "0 s"), (80, "80 s"), (100, "2 min"), (3599, "60 min"), (9000, "2.5 h")]
 )
 def test_durations(seconds: float, said: str) -> None:
-    assert projection._duration(seconds) == said
+    assert projection.duration(seconds) == said
 
 
 @pytest.mark.parametrize(("dtype", "item"), [("float32", 4), ("bfloat16", 2), ("int8", 4)])

@@ -1,0 +1,137 @@
+"""The whole train verb over its step alone: what stream, logging and checkpoints cost.
+
+The verb runs in a process of its own, which is this file: it takes turns with the step alone, and waits before a step
+until it is told to go on.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from saepipe.bench_figure import Figure
+from saepipe.bench_step import first_task
+from saepipe.bench_store import HOOK, synthetic
+from saepipe.config import RunConfig, StreamConfig
+from saepipe.contest import Contestant, answering, in_turns
+from saepipe.shard import DTYPES
+
+TURN_STEPS = 25
+"""Steps of a turn, as many as from one row of metrics to the next."""
+CHECKPOINT_STEPS = 50
+"""Steps between two checkpoints: twenty times as often as by default."""
+_AHEAD = StreamConfig().prefetch_batches + 2
+"""Batches that are made ready while the verb waits for its turn: so many steps are not timed."""
+_STORE_WINDOWS = 1.1
+"""Windows that the store fills: the first one is read before the first step."""
+
+
+def measure(config: RunConfig, folder: Path) -> list[Figure]:
+    """Have the verb and the step alone take turns with TopK, and compare all of their seconds."""
+    rows = folder / "rows.safetensors"  # of the store's kind, which a step takes another time for than for features
+    save_file({str(n): torch.randn(config.bench.batch_tokens, config.bench.d_in) for n in range(4)}, rows)
+    task = replace(first_task(config, folder), library="saepipe", batches=str(rows))
+    with Contestant("saepipe's step", task.command()) as step, verb(config, folder, folder / "run") as whole:
+        contestants = {"step": step.ready(), "verb": whole.ready()}
+        seconds = in_turns(contestants, config.bench.rounds, steps=TURN_STEPS)
+    rates = {name: config.bench.batch_tokens * len(each) / sum(each) for name, each in seconds.items()}
+    return [
+        Figure(
+            "train, tokens/s of the whole verb over its step alone",
+            [rates["verb"] / rates["step"]],  # a checkpoint falls into some turns only, so the sums count
+            {f"{name}_tokens_per_s": rate for name, rate in rates.items()},
+            at_least=0.9,
+            told=f"{rates['verb']:,.0f} tokens/s",
+        )
+    ]
+
+
+def verb(config: RunConfig, folder: Path, run_dir: Path) -> Contestant:
+    """Start a train job that goes on for ever, on a store of random rows.
+
+    The first that one hears from it are the seconds from lightning's import, which comes before all else in it, to the
+    end of its first step and of what follows it.
+    """
+    bench, stream = config.bench, config.stream
+    store = synthetic(config, folder, store_gb(config), bench.d_in)
+    keys = [
+        f"store.dir={store.folder}",
+        f"run.dir={run_dir}",
+        f"stream.hook={HOOK}",
+        f"stream.batch_tokens={bench.batch_tokens}",
+        f"stream.window_tokens={stream.window_tokens}",
+        "sae=topk",
+        f"sae.d_sae={bench.d_sae}",
+        f"sae.k={bench.k}",
+        f"trainer.accelerator={config.trainer.accelerator}",
+        f"trainer.precision={config.trainer.precision}",
+        f"train.tokens={10**12}",
+        f"train.log_every_steps={TURN_STEPS}",
+        f"train.checkpoint_every_steps={CHECKPOINT_STEPS}",
+    ]
+    return Contestant("the train verb", [sys.executable, "-m", "saepipe.bench_train", *keys])
+
+
+def store_gb(config: RunConfig) -> float:
+    """Return the size of the store that is trained on, in GB."""
+    rows = _STORE_WINDOWS * config.stream.window_tokens
+    return rows * config.bench.d_in * DTYPES[config.store.dtype].itemsize / 1e9
+
+
+class _Turns:
+    """What waits before a step until its turn comes."""
+
+    def __init__(self, answer: Callable[[float], None], imported: float) -> None:
+        self._answer = answer
+        self._steps = 0  # so far
+        self._timed = range(1)  # numbers of the steps of this turn that are timed
+        self._began = imported
+
+    def before(self) -> None:
+        """Wait, where the turn is over."""
+        if self._steps == self._timed.stop:
+            self._answer(_now() - self._began)
+            line = sys.stdin.readline()
+            if not line:
+                os._exit(0)
+            first = self._steps + _AHEAD
+            self._timed = range(first, first + json.loads(line)["steps"])
+        if self._steps and self._steps == self._timed.start:
+            self._began = _now()
+        self._steps += 1
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def main() -> None:
+    """Be the train verb, whose steps wait for their turn."""
+    import lightning.pytorch
+
+    imported = time.perf_counter()
+    from saepipe.point import Point
+    from saepipe.train import main as train
+
+    assert lightning.pytorch
+    turns, take_step = _Turns(answering(), imported), Point.take_step
+
+    def in_turn(self: Point, *arguments: Any, **names: Any) -> Any:
+        turns.before()
+        return take_step(self, *arguments, **names)
+
+    Point.take_step = in_turn  # type: ignore[method-assign]
+    train()
+
+
+if __name__ == "__main__":
+    main()
