@@ -115,8 +115,10 @@ def few(values: Float[Tensor, "token d_sae"], least: float | Float[Tensor, " d_s
         return None
     values = values.detach()
     sample = values.flatten()[::_SAMPLE_STEP]
-    least_of_sample = least if isinstance(least, float) else least.expand(values.shape).flatten()[::_SAMPLE_STEP]
-    if int((sample > least_of_sample).sum()) > FEW * len(sample):
+    theirs = least
+    if isinstance(theirs, Tensor):
+        theirs = theirs[torch.arange(0, values.numel(), _SAMPLE_STEP) % len(theirs)]
+    if int((sample > theirs).sum()) > FEW * len(sample):
         return None
     return Entries.at(values, (values > least).flatten().nonzero().squeeze(1))
 

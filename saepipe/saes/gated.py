@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from saepipe import sparse
 from saepipe.saes.base import Pass, SAEConfig, Step
-from saepipe.saes.l1 import L1SAE, L1Config
+from saepipe.saes.l1 import L1SAE, L1Config, active_only
 
 
 @dataclass
@@ -40,10 +40,8 @@ class GatedSAE(L1SAE):
         hidden_pre = self._product(centred, None)
         open_ = sparse.few(hidden_pre, -self.b_gate.detach())
         if open_ is None:
-            f, gates = _Gate.apply(hidden_pre, self.r_mag.exp(), self.b_mag, self.b_gate)
+            f, gates, mean_gates, fired = _Gate.apply(hidden_pre, self.r_mag.exp(), self.b_mag, self.b_gate)
             reconstruction, of_gates = self._reconstruct(f), self._reconstruct(gates)
-            fired = f.detach().sign().sum(0, dtype=torch.float32)
-            mean_gates = gates.mean(0, dtype=self.W_dec.dtype)
         else:
             pre = self._selected(open_, centred, None)
             r_mag, b_mag, b_gate = (
@@ -68,21 +66,30 @@ class GatedSAE(L1SAE):
 
 
 class _Gate(torch.autograd.Function):
-    """Both paths at once, since each pass over [token, d_sae] that is spared is a part of the step."""
+    """Both paths, the mean gate of each latent, and the number of tokens on which it is active.
+
+    In one, since each pass over [token, d_sae] that is spared is a part of the step. Where a gate is open, it is the
+    input and its bias, so the input itself need not be kept.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: Tensor, b_mag: Tensor, b_gate: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, factor: Tensor, b_mag: Tensor, b_gate: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         gates = (x + b_gate).relu_()
         f = torch.addcmul(b_mag, x, factor).relu_().mul_(gates.sign())
-        ctx.save_for_backward(x, factor, f, gates)
-        return f, gates
+        ctx.save_for_backward(factor, b_gate, f, gates)
+        fired = f.sign().sum(0, dtype=torch.float32)
+        ctx.mark_non_differentiable(fired)
+        return f, gates, gates.mean(0, dtype=torch.promote_types(gates.dtype, torch.float32)), fired
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_f: Tensor, grad_gates: Tensor) -> tuple[Tensor, ...]:
-        x, factor, f, gates = ctx.saved_tensors
+    def backward(ctx: Any, grad_f: Tensor, grad_gates: Tensor, grad_mean: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+        factor, b_gate, f, gates = ctx.saved_tensors
+        grad_x = active_only(grad_gates + (grad_mean / len(f)).to(grad_gates.dtype), gates)
         of_f = torch.ops.aten.threshold_backward(grad_f, f, 0)
-        of_gates = torch.ops.aten.threshold_backward(grad_gates, gates, 0)
-        grad_b_mag, grad_b_gate = (each.sum(0, dtype=factor.dtype) for each in (of_f, of_gates))
-        grad_x = of_gates.addcmul_(of_f, factor)
-        return grad_x, of_f.mul_(x).sum(0, dtype=factor.dtype), grad_b_mag, grad_b_gate
+        grad_b_mag, grad_b_gate = (each.sum(0, dtype=factor.dtype) for each in (of_f, grad_x))
+        grad_x.addcmul_(of_f, factor)
+        grad_factor = of_f.mul_(gates).sum(0, dtype=factor.dtype) - b_gate * grad_b_mag
+        return grad_x, grad_factor, grad_b_mag, grad_b_gate

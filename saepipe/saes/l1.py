@@ -56,3 +56,13 @@ class L1SAE(SAE):
         """The mean over tokens of the sum of f times its decoder row's norm; averaged first, it takes less memory."""
         sparsity = (mean_f * self.W_dec.norm(dim=1)).sum()
         return warm_up(step, self.cfg.l1_warm_up_steps) * self.cfg.l1_coefficient * sparsity
+
+
+def active_only(grad: Float[Tensor, "token d_sae"], f: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
+    """Set a gradient to 0 where a latent is not active, in place.
+
+    Args:
+        grad: The gradient.
+        f: The activations.
+    """
+    return torch.ops.aten.threshold_backward.grad_input(grad, f, 0, grad_input=grad)

@@ -1,15 +1,16 @@
 """ReLU and an L1 penalty: the first recipe, and still the baseline."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from saepipe import sparse
 from saepipe.saes.base import Pass, SAEConfig, Step
-from saepipe.saes.l1 import L1SAE, L1Config
+from saepipe.saes.l1 import L1SAE, L1Config, active_only
 
 
 @dataclass
@@ -29,9 +30,8 @@ class StandardSAE(L1SAE):
         hidden_pre = self._product(centred, self.b_enc)
         active = sparse.few(hidden_pre)
         if active is None:
-            f = self._activate(hidden_pre)
-            reconstruction, mean_f = self._reconstruct(f), f.mean(0, dtype=self.W_dec.dtype)
-            fired = f.detach().sign().sum(0, dtype=torch.float32)  # half the time of counting what is above 0
+            f, mean_f, fired = _Relu.apply(hidden_pre)
+            reconstruction = self._reconstruct(f)
         else:
             f = self._selected(active, centred, self.b_enc)
             reconstruction = self._reconstruct_from(f, active)
@@ -41,3 +41,25 @@ class StandardSAE(L1SAE):
 
     def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return torch.relu(hidden_pre)
+
+
+class _Relu(torch.autograd.Function):
+    """ReLU, the mean of each latent, and the number of tokens on which it is active.
+
+    In one, since a gradient of the mean that autograd adds is another tensor of [token, d_sae], and another pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        f = torch.relu(x)
+        ctx.save_for_backward(f)
+        fired = f.sign().sum(0, dtype=torch.float32)  # half the time of counting what is above 0
+        ctx.mark_non_differentiable(fired)
+        return f, f.mean(0, dtype=torch.promote_types(f.dtype, torch.float32)), fired
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_f: Tensor, grad_mean: Tensor, _: Tensor) -> Tensor:
+        (f,) = ctx.saved_tensors
+        grad = grad_f + (grad_mean / len(f)).to(grad_f.dtype)
+        return active_only(grad, f)
