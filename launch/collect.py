@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def collect(run_dir: str | Path) -> list[dict[str, Any]]:
         A row for each point, in the order of their L0: its keys, its figures where it is evaluated, its state.
 
     Raises:
-        UserError: There is no run.
+        UserError: There is no run, or its folder cannot be written.
     """
     root = Path(run_dir)
     folders = [root] if (root / "config.yaml").exists() else sorted(path.parent for path in root.glob("*/config.yaml"))
@@ -54,9 +55,10 @@ def collect(run_dir: str | Path) -> list[dict[str, Any]]:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    durable.write_text(root / "sweep.csv", text.getvalue())
-    durable.write_text(root / "pareto.svg", pareto.picture(rows))
-    durable.write_text(root / "pareto.html", pareto.page(root.name, rows))
+    with durable.disk_errors("runs", root):
+        durable.write_text(root / "sweep.csv", text.getvalue())
+        durable.write_text(root / "pareto.svg", pareto.picture(rows))
+        durable.write_text(root / "pareto.html", pareto.page(root.name, rows))
     log.info("%s", table(rows))
     log.info("%s, %s", root / "sweep.csv", root / "pareto.html")
     return rows
@@ -85,11 +87,20 @@ def _row(folder: Path, root: Path) -> dict[str, Any]:
 
 def _figures(measured: Path) -> dict[str, Any]:
     """Read what evaluation measured; nothing where it did not, or left no whole file."""
-    try:
-        return dict(json.loads(measured.read_text())) if measured.exists() else {}
-    except ValueError as error:
-        log.warning("%s is damaged (%s); python -m saepipe.evaluate makes it anew", measured, error)
+    if not measured.exists():
         return {}
+    try:
+        found: dict[str, Any] = json.loads(measured.read_text())
+        targets = found.get("targets", {}).values()
+        if all(math.isfinite(found.get(name) or 0) for name in FIGURES) and all(
+            target.keys() >= {"met", "cure"} for target in targets
+        ):
+            return found
+        why: object = "it holds no figures"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        why = error
+    log.warning("%s is damaged (%s); python -m saepipe.evaluate makes it anew", measured, why)
+    return {}
 
 
 def _state(summary: dict[str, Any] | None, failure: str | None, figures: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from saepipe import entry, latent_labels, neuronpedia
 from saepipe.config import RunConfig
 from saepipe.errors import explained_memory
 from saepipe.feature_page import FeaturePage
-from saepipe.runs import Run
+from saepipe.runs import Run, warn_of_another_model
 
 if TYPE_CHECKING:
     from saepipe.features import Features
@@ -45,6 +45,7 @@ def analyze(config: RunConfig) -> dict[str, Any]:
     config = run.finished_config(config)
     contexts = Contexts(run.tokens(config.store.dir), config.analyze.tokens)
     model = LanguageModel.open(config.model)
+    warn_of_another_model(config.store.dir, model)
     sae = run.load_sae().to(model.device)
     labels = latent_labels.read(config.analyze.labels, sae.d_sae) if config.analyze.labels else {}
     if contexts.training_tokens:

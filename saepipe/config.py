@@ -257,6 +257,8 @@ class RunFolder(Group, group="run"):
         if self.dir == []:
             raise UserError("run.dir=[] names no run; give one, or several")
         if isinstance(self.dir, list):
+            if nested := [folder for folder in self.dir if isinstance(folder, list)]:
+                raise UserError(f"run.dir={nested[0]} is no text; give each folder as a string")
             self.dir = [type(self)(self.name, folder).dir for folder in self.dir]
         else:
             super().__post_init__()

@@ -115,12 +115,12 @@ def load_config(verb: str, overrides: Sequence[str] = (), *, point: str | None =
     try:
         with initialize_config_dir(str(CONF), version_base="1.3", job_name=verb):
             return _typed(compose(verb, [_quoted(override) for override in overrides]), overrides, point=point)
+    except (HydraException, OmegaConfBaseException) as error:  # some of which are ValueErrors
+        raise UserError(sentence(error)) from None
     except ValueError as error:
         if "Config group override" not in str(error):
             raise
         raise UserError(f"{_GROUP_VALUE}: {' '.join(overrides)}") from None
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(sentence(error)) from None
 
 
 def settled(config: RunConfig, *, several_runs: bool = False) -> RunConfig:

@@ -14,14 +14,16 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saepipe import comparison, durable, entry
 from saepipe.config import RunConfig
 from saepipe.errors import UserError, explained_memory
-from saepipe.runs import Run
+from saepipe.runs import Run, warn_of_another_model
+from saepipe.stopping import without_interrupts
+from saepipe.workers import end_with_parent
 
 if TYPE_CHECKING:
     from saepipe.language_model import LanguageModel
@@ -128,6 +130,11 @@ def _measured(group: Sequence[_Asked]) -> dict[str, dict[str, Any]]:
     for other in others:
         for mine, theirs in zip(measured, other, strict=True):
             mine.merge(theirs)
+    if not measured[0].ordinary.documents:
+        raise UserError(
+            f"evaluate.tokens={group[0].config.evaluate.tokens} reads {measured[0].contexts:,} held-out contexts that "
+            "hold nothing but special tokens, and these do not count; read more, or cache a store of other text"
+        )
     found = {}
     for asked, counted in zip(group, measured, strict=True):
         sae = asked.load_sae().to(counted.ordinary.device)
@@ -152,15 +159,26 @@ def _shares(group: Sequence[_Asked], workers: int) -> "list[list[Measured]]":
     """Measure in this process, or in several, a part of the contexts in each."""
     if workers == 1:
         return [_share(group, 0, 1)]
-    with ProcessPoolExecutor(workers, get_context("spawn"), entry.prepare_process) as pool:  # CUDA survives no fork
-        tasks = [pool.submit(_packed_share, group, part, workers) for part in range(workers)]
+    others = set(active_children())
+    with ProcessPoolExecutor(workers, get_context("spawn"), _prepare_worker) as pool:  # CUDA survives no fork
         try:
+            with without_interrupts():  # Ctrl-C is for this process to answer
+                tasks = [pool.submit(_packed_share, group, part, workers) for part in range(workers)]
             return [pickle.loads(task.result()) for task in tasks]
-        except BrokenProcessPool:
+        except BaseException as error:
+            for process in set(active_children()) - others:
+                process.kill()  # the pool would wait for what they do
+            if not isinstance(error, BrokenProcessPool):
+                raise
             raise UserError(
                 f"evaluate.workers={workers}: a process was killed, which the system does where memory is short; use "
                 "fewer, or a smaller evaluate.batch_prompts"
             ) from None
+
+
+def _prepare_worker() -> None:
+    end_with_parent()
+    entry.prepare_process()
 
 
 def _packed_share(group: Sequence[_Asked], part: int, parts: int) -> bytes:
@@ -200,6 +218,7 @@ def _held_out(asked: _Asked, model: "LanguageModel") -> "Side":
     config, folder = asked.config, Path(asked.config.store.dir)
     if (folder / "plan.json").is_file() or asked.names_store:
         tokens = asked.run.tokens(folder)
+        warn_of_another_model(folder, model)
         side, where = tokens.heldout, f"of held-out documents in {tokens.folder}"
     else:
         from saepipe import tokens as tokenising
@@ -237,10 +256,12 @@ def _write(asked: _Asked, result: dict[str, Any]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Put None for what is not a number, which strict JSON lacks."""
+    """Put None for what is not finite, which strict JSON lacks."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main() -> None:

@@ -122,7 +122,7 @@ class FeaturePage:
             durable.remove_stale(folder)
             for number, block in enumerate(blocks):
                 durable.write_text(folder / digest / f"{number}.js", block)
-            found = _FOLDER.search(path.read_text(encoding="utf-8")) if path.exists() else None
+            found = _FOLDER.search(path.read_text(encoding="utf-8", errors="replace")) if path.exists() else None
             durable.write_text(path, html)
             before = found[1] if found else digest
             for old in folder.iterdir() if before != digest else ():

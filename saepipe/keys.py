@@ -5,6 +5,7 @@ Such as `tokens: int = key(4_000_000, least=1)` in a `class TrainConfig(Group, g
 
 import math
 import numbers
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -66,7 +67,8 @@ class Group:
             if rule.get("filled") and not value.strip():
                 raise UserError(f"{name} is empty; {rule['filled']}")
             if rule.get("folder") and value.startswith("~"):
-                setattr(self, item.name, str(Path(value).expanduser()))
+                with suppress(RuntimeError):  # no user of that name: a folder's own
+                    setattr(self, item.name, str(Path(value).expanduser()))
             bounds = (rule.get("least"), rule.get("above"), rule.get("most"))
             if value is not None and bounds != (None, None, None):
                 _refuse_out_of_range(name, value, *bounds)

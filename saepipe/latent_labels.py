@@ -18,7 +18,7 @@ def read(path: str | Path, d_sae: int) -> dict[int, str]:
         UserError: The file is not there, is no such mapping, or names a latent that the SAE does not have.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"analyze.labels={path} cannot be read ({error.strerror}); name a JSON file") from None
     except (ValueError, RecursionError):
@@ -28,6 +28,7 @@ def read(path: str | Path, d_sae: int) -> dict[int, str]:
             f"analyze.labels={path} holds no names of latents; write them as JSON, such as " + '{"12": "HTTP requests"}'
         )
     for number in document:
-        if not (number.isascii() and number.isdecimal() and int(number) < d_sae):
-            raise UserError(f"analyze.labels={path} names latent {number!r}; the SAE has 0 to {d_sae - 1}")
+        # Python turns no number of thousands of digits into an integer.
+        if not (number.isascii() and number.isdecimal() and len(number) < 20 and int(number) < d_sae):
+            raise UserError(f"analyze.labels={path} names latent {number!r:.40}; the SAE has 0 to {d_sae - 1}")
     return {int(number): name for number, name in document.items()}

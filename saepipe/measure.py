@@ -120,7 +120,7 @@ def measure(
             for subject, measured in zip(subjects, found, strict=True):
                 tally = measured.everything if is_everything else measured.ordinary
                 assert tally is not None
-                left = 0 if is_everything else max(0, SAMPLE_TOKENS // seq - start)
+                left = 0 if is_everything else max(0, max(1, SAMPLE_TOKENS // seq) - start)
                 batch.count(tally, subject, activations, ablated[subject.target_hook], sample_contexts=left)
     return found
 

@@ -4,6 +4,7 @@ config.yaml  metrics.csv  summary.json  checkpoints/  sae/  eval/metrics.json  f
 """
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from saepipe import durable, entry
 from saepipe.config import RunConfig
 from saepipe.errors import UserError, unknown
 
+log = logging.getLogger(__name__)
+
 PLACES_MODEL = ("device", "n_devices", "device_map", "trust_remote_code")
 """Keys of the model group that say how it is run here, and not what it is."""
 
@@ -19,6 +22,7 @@ AFTER_TRAINING = ("run", "evaluate", "analyze", "steer", "attribute", "contrast"
 """Groups that say what a verb after training is to do, and not what the run is."""
 
 if TYPE_CHECKING:
+    from saepipe.language_model import LanguageModel
     from saepipe.saes.base import SAE
     from saepipe.token_store import TokenStore
 
@@ -171,9 +175,9 @@ class Run:
                 raise unknown(
                     "evaluate.step", step, map(str, there), "Those are the steps that train.n_checkpoints left."
                 )
-            return formats.load(self.step_folder(step))
+            return _placed(formats.load(self.step_folder(step)), self.step_folder(step))
         try:
-            return formats.load(self.sae_folder)
+            return _placed(formats.load(self.sae_folder), self.sae_folder)
         except UserError as error:
             raise UserError(
                 f"{error} (delete {self.summary_file} and run the same train command again: it exports the last "
@@ -207,6 +211,33 @@ class Run:
         tokens = Store.open(folder, complete=False).tokens
         tokens.verify()
         return tokens
+
+
+def warn_of_another_model(store: str | Path, model: "LanguageModel") -> None:
+    """Say so where a language model is not as it was when the store was made: its SAEs were not trained on it.
+
+    Args:
+        store: `store.dir`.
+        model: The model that is to be read.
+    """
+    from saepipe.plan import Plan
+
+    there, here = Plan.load(Path(store)).model, model.identity
+    for key in ("weights", "revision"):
+        if there.get(key) and here[key] and there[key] != here[key]:
+            log.warning(
+                "model.name=%s is not as it was when store.dir=%s was made (%s %s then, and %s now): what follows is "
+                "of the model as it is now",
+                *(model.name, store, key, there[key], here[key]),
+            )
+
+
+def _placed(sae: "SAE", folder: Path) -> "SAE":
+    """Refuse an SAE that does not say where in the model it belongs."""
+    for key in ("hook_name", "hook_name_out") if sae.is_transcoder else ("hook_name",):
+        if not isinstance(found := sae.metadata.get(key), str):
+            raise UserError(f"{folder}/cfg.json has no valid {key} in its metadata (found {found}); write it there")
+    return sae
 
 
 def _shown(value: object) -> str:

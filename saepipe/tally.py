@@ -133,7 +133,7 @@ class Tally:
         intervals = self._sums.intervals(self._figures)
         intervals.pop("tokens", None)
         density = self._fired.double() / found["tokens"]
-        lengths = W_dec.norm(dim=1)
+        lengths = metrics.double(W_dec).norm(dim=1)
         top = float(lengths.max()) or 1.0
         # The sample lies on the CPU until all is read: an SAE that is dense at the start would fill a GPU.
         sample = torch.cat(self._sample) if self._sample else torch.zeros(0, self._d_sae)

@@ -122,9 +122,7 @@ def _run(
     errors: Connection,
 ) -> None:
     """Do a helper's work in its own process."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    end_with_parent()
     progress.hide()
     try:
         if hasattr(signal, "pthread_sigmask"):
@@ -134,6 +132,13 @@ def _run(
         errors.send(str(error))
     except KeyboardInterrupt:  # which the parent tells of
         os._exit(130)
+
+
+def end_with_parent() -> None:
+    """Have this process end when the one that started it does, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
 
 def _end_with(sentinel: int) -> None:

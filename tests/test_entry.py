@@ -94,6 +94,7 @@ def test_gemma2b_is_standard_with_a_coefficient_to_sweep() -> None:
         ("sae.k=1,2", "add -m for a run of each, or grid.k=[1,2] to train them in one job"),
         ("store.tokens=3,4", "add -m for a run of each"),
         ("grid.k=1,2", "write grid.k=[1,2]"),
+        ("run.dir=x${y}", "Interpolation key 'y' not found"),
     ],
 )
 def test_a_mistake_is_one_sentence_with_key_and_cure(override: str, words: str) -> None:

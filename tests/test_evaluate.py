@@ -1,17 +1,24 @@
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from wandb.sdk import wandb_summary
 
-from saepipe import comparison, entry
+from saepipe import comparison, entry, processes
 from saepipe.analyze import analyze
 from saepipe.cache import cache
-from saepipe.config import StoreConfig
+from saepipe.config import ModelConfig, StoreConfig
 from saepipe.errors import UserError
 from saepipe.evaluate import evaluate
 from saepipe.formats import saelens
@@ -26,9 +33,9 @@ HOOK, SEQ, D_IN = "blocks.1.hook_resid_post", 16, 128
 TARGET = "blocks.2.hook_mlp_out"
 
 
-def made(folder: Path, *, held_out: int = 4) -> None:
+def made(folder: Path, *, held_out: int = 4, special: bool = False) -> None:
     """A store's plan and tokens and a finished run on the demo model, as cache and train leave them."""
-    ids = np.random.default_rng(0).integers(3, 2048, (8, SEQ)).astype(np.int32)
+    ids = np.random.default_rng(0).integers(3, 2048, (8, SEQ)).astype(np.int32) * (not special)
     with TokenStoreWriter(folder / "store" / "tokens", context_size=SEQ, source={}) as writer:
         for side, rows in (("train", slice(4)), ("heldout", slice(4, 4 + held_out))):
             writer.append(side, ids[rows], np.zeros_like(ids[rows]), ids[rows] < 3)
@@ -100,6 +107,13 @@ def test_without_held_out_documents_the_cure_is_named(tmp_path: Path) -> None:
         evaluate(asked(tmp_path))
 
 
+def test_held_out_documents_of_special_tokens_alone_are_refused(tmp_path: Path) -> None:
+    made(tmp_path, special=True)
+    with pytest.raises(UserError, match=r"evaluate\.tokens=200000 reads 4 held-out contexts that hold nothing but"):
+        evaluate(asked(tmp_path))
+    assert not (tmp_path / "run" / "eval").exists()
+
+
 def test_a_store_elsewhere_is_named_and_another_is_refused(tmp_path: Path) -> None:
     made(tmp_path)
     (tmp_path / "store").rename(tmp_path / "moved")
@@ -169,6 +183,7 @@ def test_a_folder_of_runs_leaves_out_what_is_not_finished(tmp_path: Path, caplog
     [
         (["run.dir=[]"], r"run\.dir=\[\] names no run"),
         (["run.dir=[a,3]"], r"run\.dir=3 is no text"),
+        (["run.dir=[a,[b]]"], r"run\.dir=\['b'\] is no text"),
         (["run.dir=[runs/a,runs/b]", "evaluate.step=3"], r"evaluate\.step=3 is of one run"),
         (["run.dir=nowhere"], r"holds no config\.yaml"),
     ],
@@ -220,6 +235,44 @@ def test_without_its_store_a_run_is_measured_on_the_same_documents(
     assert strict(without) == strict(with_store)
 
 
+@pytest.mark.parametrize("verb", ["evaluate", "analyze"])
+def test_a_model_that_has_changed_since_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, verb: str) -> None:
+    made(tmp_path)
+    run, weights = Run(tmp_path / "run"), LanguageModel.open(ModelConfig(hooks=[HOOK])).identity["weights"]
+    for there in (weights, "others"):
+        assert "is not as it was" not in caplog.text
+        plan = replace(Plan.load(tmp_path / "store"), model={"name": "demo", "weights": there})
+        (tmp_path / "store" / "plan.json").unlink()
+        plan.save(tmp_path / "store")
+        run.finish({"steps": 1, "store": {"identity": plan.identity}})
+        {"evaluate": evaluate, "analyze": analyze}[verb](entry.load_config(verb, [f"run.dir={tmp_path}/run"]))
+    assert "model.name=demo is not as it was when store.dir=" in caplog.text
+
+
+def test_figures_that_are_not_finite_are_null_in_the_file(tmp_path: Path) -> None:
+    made(tmp_path)
+    path = Run(tmp_path / "run").sae_folder / "sae_weights.safetensors"
+    weights = load_file(path)
+    huge = {"W_enc": 1e4 * weights["W_enc"], "W_dec": torch.full_like(weights["W_dec"], 3e38)}
+    save_file(weights | huge, path)  # finite, but not what they come to
+    evaluate(asked(tmp_path))
+    found = json.loads((tmp_path / "run/eval/metrics.json").read_text(), parse_constant=pytest.fail)
+    assert found["explained_variance"] is None
+    assert found["l0"] == 4
+
+
+@pytest.mark.parametrize("metadata", [{}, {"hook_name": 3}, {"hook_name": ["blocks.0.hook_resid_post"]}])
+@pytest.mark.parametrize("verb", ["evaluate", "analyze"])
+def test_an_sae_that_does_not_say_where_it_belongs_is_refused(
+    tmp_path: Path, metadata: dict[str, Any], verb: str
+) -> None:
+    made(tmp_path)
+    path = Run(tmp_path / "run").sae_folder / "cfg.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metadata": metadata}))
+    with pytest.raises(UserError, match=r"cfg\.json has no valid hook_name in its metadata"):
+        {"evaluate": evaluate, "analyze": analyze}[verb](entry.load_config(verb, [f"run.dir={tmp_path}/run"]))
+
+
 def test_figures_reach_the_runs_own_summary_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path)
     seen: dict[str, float] = {}
@@ -227,3 +280,33 @@ def test_figures_reach_the_runs_own_summary_in_wandb(tmp_path: Path, monkeypatch
     evaluate(asked(tmp_path, "logger=wandb", "logger.offline=true"))
     assert {"evaluate/l0", "evaluate/ce_loss_score", "evaluate/dense_latents"} <= seen.keys()
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_processes_that_divide_the_contexts_end_with_the_one_that_started_them(tmp_path: Path, number: int) -> None:
+    made(tmp_path)
+    command = [sys.executable, "-m", "saepipe.evaluate", f"run.dir={tmp_path}/run", "evaluate.workers=2"]
+    process = subprocess.Popen(command, start_new_session=True, text=True, stderr=subprocess.PIPE)
+    while not (workers := children(process.pid)):
+        time.sleep(0.1)
+    if number == signal.SIGINT:  # a terminal sends it to all
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, told = process.communicate()
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert "Traceback" not in told
+    deadline = time.monotonic() + 120
+    while not all(processes.ended(processes.host(), int(worker)) for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def children(process: int) -> list[str]:
+    """Both workers of a process, once they are there."""
+    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    workers = [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return workers if len(workers) == 2 else []

@@ -124,3 +124,8 @@ def test_a_page_is_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.undo()
     page(*small_pages.many(40)).write(tmp_path)
     assert len(latents_of(path)) == 40
+
+
+def test_a_file_that_is_no_text_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_bytes(b"\xff\xfe")
+    assert latents_of(page().write(tmp_path))

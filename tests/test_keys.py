@@ -16,6 +16,11 @@ class Kitchen(Group, group="kitchen"):
 
 
 @dataclass
+class Cellar(Group, group="cellar"):
+    shelf: str = key("shelf", folder=True)
+
+
+@dataclass
 class Bakery(Kitchen):
     dish: str = "bread"
     ovens: int = key(1, least=1)
@@ -55,3 +60,9 @@ def test_a_subclass_keeps_the_group_and_the_ranges_and_replaces_a_key_with_its_r
         Bakery(ovens=0)
     with pytest.raises(UserError, match=r"^kitchen\.cooks=0"):
         Bakery(cooks=0)
+
+
+def test_a_tilde_that_is_no_users_home_is_a_folders_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert Cellar("~/wine").shelf == "/home/ann/wine"
+    assert Cellar("~nobody-of-this-name/wine").shelf == "~nobody-of-this-name/wine"

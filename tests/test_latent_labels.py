@@ -11,11 +11,17 @@ def test_names_are_read_by_number(tmp_path: Path) -> None:
     assert latent_labels.read(tmp_path / "names.json", 13) == {12: "HTTP requests", 0: "שלום"}
 
 
+def test_a_byte_order_mark_is_no_part_of_them(tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text('{"1": "x"}', encoding="utf-8-sig")  # as Windows' editor does
+    assert latent_labels.read(tmp_path / "names.json", 13) == {1: "x"}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ('{"13": "beyond"}', "names latent '13'; the SAE has 0 to 12"),
         ('{"-1": "before"}', "names latent '-1'"),
+        (f'{{"{"1" * 5000}": "no number"}}', "names latent '1111"),
         ('{"one": "a word"}', "names latent 'one'"),
         ('{"²": "no digit"}', "names latent '²'"),
         ('{"1": 2}', "holds no names of latents; write them as JSON"),

@@ -205,6 +205,14 @@ def test_dense_latents_shrinkage_and_histograms(model: LanguageModel, side: Side
     assert found["nearest_cosine"] == pytest.approx(0, abs=1e-6)
 
 
+def test_contexts_longer_than_the_sample_are_sampled(
+    model: LanguageModel, side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saepipe.measure.SAMPLE_TOKENS", SEQ - 1)
+    found = figures(model, sae_of(1.0), side, 10**6, batch_prompts=4)
+    assert found["nearest_cosine"] == figures(model, sae_of(1.0), side, 1, batch_prompts=4)["nearest_cosine"]
+
+
 def test_no_more_tokens_than_asked_for_are_read(model: LanguageModel, side: Side) -> None:
     assert figures(model, sae_of(1.0), side, 2 * SEQ + 3, batch_prompts=4)["contexts"] == 2
     assert figures(model, sae_of(1.0), side, 1, batch_prompts=4)["contexts"] == 1

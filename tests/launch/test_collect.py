@@ -45,6 +45,27 @@ def test_points_are_compared_in_the_order_of_their_l0(tmp_path: Path) -> None:
     assert (tmp_path / "pareto.svg").read_text().startswith("<svg ")
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["[1]", "null", '{"l0": NaN}', '{"l0": 1e999}', '{"l0": "x"}', '{"targets": {"l0": {}}}', '{"targets": 3}'],
+)
+def test_what_holds_no_figures_is_told_and_left_out(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path / "sae.k=16", 16, figures={"l0": 16.0})
+    (tmp_path / "sae.k=16" / "eval" / "metrics.json").write_text(content)
+    (row,) = collect(tmp_path)
+    assert (row["state"], row["l0"]) == ("trained", None)
+    assert "is damaged" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    make(tmp_path / "sae.k=16", 16)
+    (tmp_path / "sweep.csv").mkdir()
+    with pytest.raises(UserError, match=f"runs={tmp_path} cannot be written"):
+        collect(tmp_path)
+
+
 def test_a_missed_target_is_marked_and_its_cure_is_in_the_table(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
