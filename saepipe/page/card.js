@@ -117,17 +117,15 @@ function effects(title, tokens) {
 }
 
 function neighbours(latent, index) {
-  let absent = 0;
   const near = latent.n.map(([i, cosine]) => {
     const place = index.places.get(i);
-    const there = place !== undefined;
-    absent += !there;
-    const chip = element(there ? "a" : "span", there ? "chip" : "chip absent", `#${i} `);
-    if (there) chip.append(quoted(index.l[place]), " ");
-    if (there) chip.href = address({ sort: sort.value, latent: i });
-    chip.append(element("span", "cosine", cosine.toFixed(2)));
-    return chip;
+    const tail = element("span", "cosine", cosine.toFixed(2));
+    if (place === undefined) return element("span", "chip absent", `#${i} `, tail);
+    const link = element("a", "chip", `#${i} `, quoted(index.l[place]), " ", tail);
+    link.href = address({ sort: sort.value, latent: i });
+    return link;
   });
+  const absent = near.filter((chip) => chip.tagName === "SPAN").length;
   if (absent) near.push(element("span", "cosine", `${absent < near.length ? "dashed: " : ""}not on this page`));
   return row("similar", near);
 }

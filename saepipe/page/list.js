@@ -38,11 +38,12 @@ function typed() {
 }
 
 function filter() {
-  numbers = numbersIn(typed());
-  const rankOf = index.i.map((_, place) => rank(place, typed(), numbers));
-  found = typed() ? order.filter((place) => rankOf[place] < Infinity).sort((a, b) => rankOf[a] - rankOf[b]) : order;
+  const wanted = typed();
+  numbers = numbersIn(wanted);
+  const rankOf = index.i.map((_, place) => rank(place, wanted, numbers));
+  found = wanted ? order.filter((place) => rankOf[place] < Infinity).sort((a, b) => rankOf[a] - rankOf[b]) : order;
   const all = counted(index.i.length, "latent");
-  count.textContent = typed() ? `${found.length.toLocaleString("en")} of ${all}` : all;
+  count.textContent = wanted ? `${found.length.toLocaleString("en")} of ${all}` : all;
 }
 
 /* What stands above the cards, or in their place. */

@@ -1,6 +1,6 @@
 "use strict";
 
-const ESCAPES = /((?:\\x[0-9a-f]{2}|\\u\{[0-9a-f]+\})+)/;
+const ESCAPES = /((?:\\x[0-9a-f]{2}|\\u\{[0-9a-f]+\}|<\|\w+\|>)+)/;
 
 function element(name, className, ...children) {
   const made = document.createElement(name);
@@ -21,7 +21,8 @@ function quoted(text) {
   return element("bdi", "token", ...(text.trim() ? isolated(text) : [text === "" ? "∅" : "␣".repeat(text.length)]));
 }
 
-/* A text whose bytes and names of characters, such as \xd7, are cut off from letters beside them, which may turn them. */
+/* A text whose bytes, names of characters and special tokens, such as \xd7 and <|eos|>, are cut off from letters beside
+   them, which may turn them. */
 function isolated(text) {
   return text.split(ESCAPES).map((part, at) => {
     if (at % 2 === 0) return part;

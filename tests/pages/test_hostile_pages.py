@@ -107,24 +107,25 @@ def test_rows_of_both_directions_begin_at_one_edge_and_read_as_they_are_written(
         Excerpt([("\\xd7", 0.0), *tokens, (" עולם", 0.0)]),
         Excerpt([("hello ", 0.0), *tokens]),
         Excerpt([("אב", 0.0), ("ש\\xd7", 3.0)]),
+        Excerpt([("<|bos|>", 0.0), *tokens]),
     ]
     page = opened(small_pages.page(latent(7, top=rows)))
     texts = page.locator("#latent-7 li > bdi")
-    assert texts.evaluate_all("all => all.map(one => getComputedStyle(one).direction)") == ["rtl", "ltr", "rtl"]
+    assert texts.evaluate_all("all => all.map(one => getComputedStyle(one).direction)") == ["rtl", "ltr", "rtl", "rtl"]
     left = texts.evaluate_all(
         """all => all.map((one) => {
              const range = document.createRange();
              range.selectNodeContents(one);
              return range.getBoundingClientRect().x - one.getBoundingClientRect().x })"""
     )
-    assert left == pytest.approx([0.0, 0.0, 0.0], abs=1.0)
-    for row in (0, 1):  # a word cut into tokens stays in one piece, from right to left
+    assert left == pytest.approx([0.0] * 4, abs=1.0)
+    for row in (0, 1, 3):  # a word cut into tokens stays in one piece, from right to left
         x = texts.nth(row).locator("mark").evaluate_all("all => all.map(mark => mark.getBoundingClientRect().x)")
         assert x == sorted(x, reverse=True)
-    # As it is written, from left to right: a backslash before its digits.
-    escape = texts.nth(2).locator("mark bdi")
-    assert escape.text_content() == "\\xd7"
-    assert escape.evaluate("one => getComputedStyle(one).direction") == "ltr"
+    for row, said in ((2, "\\xd7"), (3, "<|bos|>")):
+        inner = texts.nth(row).locator("bdi")
+        assert inner.text_content() == said
+        assert inner.evaluate("one => getComputedStyle(one).direction") == "ltr"
 
 
 def test_blanks_alone_are_shown(opened: Open) -> None:
