@@ -10,7 +10,7 @@ from typing import Any
 
 from saepipe.cluster import SlurmConfig
 from saepipe.errors import UserError, unknown
-from saepipe.keys import Group, key
+from saepipe.keys import LARGEST, Group, key
 from saepipe.latent_keys import AttributeConfig, ContrastConfig, SteerConfig
 
 LR_SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
@@ -320,14 +320,27 @@ class AnalyzeConfig(Group, group="analyze"):
 
     tokens: int = key(200_000, least=1)
     """Tokens to search for the contexts that activate each latent."""
-    latents: int | None = key(None, least=1)
-    """Latents to show, drawn evenly over the live ones; None shows all of these."""
+    latents: Any = None
+    """How many latents to show, drawn evenly over the live ones, or a list of those to show, such as [12,40]; None
+    shows all live ones."""
     contexts: int = key(8, least=1)
     """Top activating contexts to show per latent."""
     labels: str | None = key(None, filled="name a JSON file, or leave it out", folder=True)
     """JSON file of names for latents, `{"12": "HTTP requests"}`; the others are called by their strongest tokens."""
     batch_prompts: int = key(32, least=1)
     """Contexts per forward pass."""
+
+    def __post_init__(self) -> None:
+        """Check what a range cannot say."""
+        super().__post_init__()
+        value, cure = self.latents, "give how many, or a list such as [12,40]"
+        numbers = value if isinstance(value, list) else [1 if value is None else value]
+        if value == [] or not all(type(number) is int for number in numbers):
+            raise UserError(f"analyze.latents={value} is neither a number of latents nor a list of some; {cure}")
+        if min(numbers) < (0 if isinstance(value, list) else 1) or max(numbers) > LARGEST:
+            raise UserError(f"analyze.latents={value} is out of range; {cure}, counted from 0")
+        if len(set(numbers)) < len(numbers):
+            raise UserError(f"analyze.latents={value} names a latent twice; name each once")
 
 
 @dataclass

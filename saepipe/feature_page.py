@@ -25,7 +25,7 @@ from saepipe import durable, latent_labels, lock
 from saepipe.density_plot import density_plot
 
 _ASSETS = Path(__file__).parent / "page"
-_SCRIPTS = ("text.js", "blocks.js", "card.js", "list.js")
+_SCRIPTS = ("text.js", "blocks.js", "search.js", "address.js", "card.js", "list.js")
 _FOLDER = re.compile(r'data-folder="([0-9a-f]{16})"')
 LATENTS_PER_BLOCK = 32
 
@@ -38,9 +38,9 @@ class Excerpt:
     """Text of each token and the latent's activation on it."""
 
     @property
-    def strongest(self) -> str:
-        """Text of the token with the strongest activation."""
-        return max(self.pieces, key=lambda piece: piece[1])[0]
+    def strongest(self) -> tuple[str, float]:
+        """Text of the token with the strongest activation, and that activation."""
+        return max(self.pieces, key=lambda piece: piece[1])
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Latent:
     """Share of the tokens on which it is active."""
     maximum: float
     """Its strongest activation."""
+    typical: float
+    """Mean of its activations over the tokens on which it is active."""
     histogram: list[int]
     """Positive activations in equal bins from 0 to `histogram_top`."""
     histogram_top: float
@@ -136,7 +138,7 @@ class FeaturePage:
 
     def _data(self) -> tuple[list[str], dict[str, Any]]:
         """Lay the latents out for the script: the blocks, and the index, with a column for each thing to sort by."""
-        columns: dict[str, list[Any]] = {name: [] for name in ("i", "d", "m", "e", "n", "l", "w")}
+        columns: dict[str, list[Any]] = {name: [] for name in ("i", "d", "m", "t", "e", "n", "l", "w", "s", "r")}
         blocks: list[str] = []
         block: list[dict[str, Any]] = []
         for latent in self.latents:
@@ -186,15 +188,20 @@ def _packed(values: object) -> str:
 def _row(latent: Latent) -> dict[str, Any]:
     """What the index says of a latent."""
     contexts = [*latent.top, *(excerpt for band in latent.bands for excerpt in band.excerpts), *latent.sampled]
-    words = dict.fromkeys([*(excerpt.strongest for excerpt in contexts), *(text for text, _ in latent.promoted)])
+    strongest: dict[str, float] = {}
+    for text, activation in sorted((one.strongest for one in contexts), key=lambda piece: piece[1], reverse=True):
+        strongest.setdefault(text, activation)
     return {
         "i": latent.index,
         "d": _rounded(latent.density),
         "m": _rounded(latent.maximum),
+        "t": _rounded(latent.typical),
         "e": _rounded(latent.promoted[0][1]) if latent.promoted else None,
         "n": _rounded(latent.neighbours[0][1]) if latent.neighbours else None,
         "l": latent.label,
-        "w": "\n".join(words),
+        "w": "\n".join(strongest),
+        "s": [round(100 * activation / latent.maximum) for activation in strongest.values()],
+        "r": "\n".join(text for text, _ in latent.promoted),
     }
 
 

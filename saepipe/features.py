@@ -68,7 +68,7 @@ class Features:
         place = {latent: at for at, latent in enumerate(self.live)}
         densities = (self.activity.fired.double() / max(self.activity.tokens, 1)).tolist()
         histogram, tops = self.activity.histogram.cpu(), self.activity.histogram_top.tolist()
-        maxima = self.activity.maxima.tolist()
+        maxima, typical = self.activity.maxima.tolist(), self.activity.typical.tolist()
         kept = [_on_cpu(peaks) for peaks in (self.activity.top, self.activity.strata, self.activity.sampled)]
         for latent in latents:
             top, strata, sampled = (peaks[latent] for peaks in kept)
@@ -78,6 +78,7 @@ class Features:
                 index=latent,
                 density=densities[latent],
                 maximum=maxima[latent],
+                typical=typical[latent],
                 histogram=histogram[latent].tolist(),
                 histogram_top=tops[latent],
                 top=excerpts,
@@ -146,5 +147,6 @@ def _bands(strata: Peaks, top: float, maximum: float) -> list[tuple[float, Peaks
 
 def _label(excerpts: list[Excerpt]) -> str:
     """Name a latent by the tokens that it is strongest on in its top contexts, the most frequent ones first."""
-    counted = Counter(excerpt.strongest.strip() or excerpt.strongest for excerpt in excerpts)
+    strongest = (excerpt.strongest[0] for excerpt in excerpts)
+    counted = Counter(text.strip() or "␣" * len(text) for text in strongest)
     return " · ".join(text for text, _ in counted.most_common(_WORDS))

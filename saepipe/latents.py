@@ -103,6 +103,7 @@ class LatentActivity:
         """Strongest activation of each latent."""
         self.histogram: Int[Tensor, "d_sae bins"] = torch.zeros(d_sae, BINS, dtype=torch.int64, device=device)
         """Positive activations, in equal bins from 0 to `histogram_top`."""
+        self._total = torch.zeros(d_sae, dtype=torch.float64)
         self._top = KeptContexts(d_sae, contexts, device)
         self._sampled = KeptContexts(d_sae, sampled, device)
         self._strata = KeptContexts(d_sae * STRATA, 1, device)
@@ -112,6 +113,11 @@ class LatentActivity:
     def fired(self) -> Int[Tensor, " d_sae"]:
         """Tokens on which each latent was active."""
         return self.histogram.sum(1)
+
+    @property
+    def typical(self) -> Float[Tensor, " d_sae"]:
+        """Mean activation of each latent over the tokens on which it was active, as in `saepipe.typical`; NaN: none."""
+        return (self._total / self.fired.cpu()).float()
 
     @property
     def histogram_top(self) -> Float[Tensor, " d_sae"]:
@@ -148,6 +154,7 @@ class LatentActivity:
         """
         f[~counted] = 0
         self.tokens += int(counted.sum())
+        self._total += f.sum(dim=(0, 1)).cpu()
         peaks = f.amax(dim=1)
         self.maxima = torch.maximum(self.maxima, peaks.amax(dim=0))
         self._widen()

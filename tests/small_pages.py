@@ -44,7 +44,8 @@ def latents_of(path: Path) -> list[dict[str, Any]]:
         )
         assert found
         blocks += unpack(found[1])
-    names = {"i": "index", "d": "density", "m": "maximum", "e": "effect", "n": "nearest", "l": "label", "w": "words"}
+    names = {"i": "index", "d": "density", "m": "maximum", "t": "typical", "e": "effect", "n": "nearest"}
+    names |= {"l": "label", "w": "strongest on", "s": "shares", "r": "raises"}
     rows = [{name: index[key][at] for key, name in names.items()} for at in range(len(index["i"]))]
     return [row | block for row, block in zip(rows, blocks, strict=True)]
 
@@ -58,6 +59,7 @@ def latent(index: int, text: str = "hello", **changes: Any) -> Latent:
         "index": index,
         "density": 0.0123456,
         "maximum": 3.0,
+        "typical": 1.25,
         "histogram": [5, 0, 2, 1, 0, 0, 0, 0],
         "histogram_top": 8.0,
         "top": [Excerpt([("a ", 0.0), ("b ", 0.0), (text, 3.0), ("c", 0.0005), ("d", 0.0)])],

@@ -73,6 +73,7 @@ def test_page_agrees_with_brute_force(folder: Path, model: LanguageModel) -> Non
         peaks, at = f[:, :, index].max(1)
         assert latent["density"] == pytest.approx(float(fired[index] / counted.sum()), rel=1e-3)
         assert latent["maximum"] == pytest.approx(float(peaks.max()), rel=1e-3)
+        assert latent["typical"] == pytest.approx(float(f[:, :, index].sum() / fired[index]), rel=1e-3)
         assert sum(latent["h"]) == fired[index]
         strongest = sorted((value for value in peaks.tolist() if value > 0), reverse=True)
         assert peaks_of(latent["t"]) == pytest.approx([1000 * value / strongest[0] for value in strongest[:3]], abs=0.6)
@@ -119,6 +120,29 @@ def test_latents_have_the_names_that_a_file_gives(folder: Path) -> None:
         "a name" if latent["index"] == named else latent["label"] for latent in first
     ]
     assert all(latent["label"] for latent in first)
+
+
+def test_latents_are_named_by_a_list_and_what_is_left_out_is_said(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    live = [latent["index"] for latent in latents_of(Path(str(run(folder)["page"])))]
+    dead = min(set(range(D_SAE)) - set(live))
+    (folder / "names.json").write_text(json.dumps({str(latent): "a name" for latent in (*live[:4], dead)}))
+    caplog.set_level("INFO")
+    asked = f"analyze.latents=[{live[3]},{dead},{live[1]}]"
+    result = run(folder, asked, f"analyze.labels={folder}/names.json")
+    assert [latent["index"] for latent in latents_of(Path(str(result["page"])))] == [live[1], live[3]]
+    assert result["latents_shown"] == 2
+    assert "are shown, those named." in Path(str(result["page"])).read_text(encoding="utf-8")
+    none = f"{dead} did not fire on these tokens"
+    assert f"analyze.latents: not on the page: 1 of the 3 latents that it names; {none}" in caplog.text
+    others = f"analyze.latents=null would show {live[0]}, {live[2]}"
+    assert f"analyze.labels: not on the page: 3 of the 5 latents that it names; {others}; {none}" in caplog.text
+    caplog.clear()
+    run(folder, f"analyze.latents=[{live[1]}]")
+    assert "not on the page" not in caplog.text
+    with pytest.raises(UserError, match=f"analyze.latents names latent {D_SAE}; the SAE has 0 to {D_SAE - 1}"):
+        run(folder, f"analyze.latents=[{D_SAE}]")
 
 
 def test_the_same_command_writes_the_same_page(folder: Path) -> None:

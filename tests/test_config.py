@@ -46,6 +46,13 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (config.CacheConfig, {"poor_shuffle": "hide"}, "cache.poor_shuffle=hide"),
     (config.EvaluateConfig, {"tokens": 0}, "evaluate.tokens=0"),
     (config.AnalyzeConfig, {"latents": 0}, "analyze.latents=0"),
+    (config.AnalyzeConfig, {"latents": []}, "analyze.latents=[] is neither"),
+    (config.AnalyzeConfig, {"latents": "ab"}, "analyze.latents=ab is neither"),
+    (config.AnalyzeConfig, {"latents": 1.5}, "analyze.latents=1.5 is neither"),
+    (config.AnalyzeConfig, {"latents": True}, "analyze.latents=True is neither"),
+    (config.AnalyzeConfig, {"latents": [1, [2]]}, "is neither"),
+    (config.AnalyzeConfig, {"latents": [3, -1]}, "analyze.latents=[3, -1] is out of range"),
+    (config.AnalyzeConfig, {"latents": [3, 3]}, "names a latent twice"),
 ]
 
 

@@ -37,7 +37,10 @@ def test_data_holds_what_was_given(tmp_path: Path) -> None:
         "effect": 4.0,
         "nearest": 0.75,
         "label": "hello",
-        "words": "hello\nmore",
+        "typical": 1.25,
+        "strongest on": "hello",
+        "shares": [100],
+        "raises": "hello\nmore",
         "w": 1.0,
         "h": [5, 0, 2, 1],
         "t": [["a b ", "hello", 1000, "c", 1, "d"]],  # silent text is joined; the weakest activation is not lost

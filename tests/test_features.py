@@ -37,4 +37,4 @@ def test_a_label_is_of_the_most_frequent_strongest_tokens() -> None:
     words = [" the", "The", " the", "a", "a", "a", " ", "b"]
     excerpts = [Excerpt([("before", 0.5), (word, 1.0), ("after", 0.9)]) for word in words]
     assert _label(excerpts) == "a · the · The"
-    assert _label(excerpts[6:7]) == " "
+    assert _label(excerpts[6:]) == "␣ · b"

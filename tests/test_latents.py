@@ -41,6 +41,16 @@ def plain(read: tuple[Tensor, Tensor]) -> np.ndarray:
     return torch.where(counted[..., None], f, 0).numpy()
 
 
+@pytest.mark.parametrize("step", [1, CONTEXTS])
+def test_typical_is_the_mean_where_a_latent_is_active(
+    read: tuple[Tensor, Tensor], plain: np.ndarray, step: int
+) -> None:
+    typical = observed(read, step).typical
+    for latent in range(D_SAE):
+        active = plain[:, :, latent][plain[:, :, latent] > 0]
+        assert float(typical[latent]) == pytest.approx(active.mean() if len(active) else np.nan, rel=1e-5, nan_ok=True)
+
+
 @pytest.mark.parametrize("step", [1, 7, CONTEXTS])
 def test_top_contexts_are_those_of_brute_force(read: tuple[Tensor, Tensor], plain: np.ndarray, step: int) -> None:
     activity = observed(read, step)

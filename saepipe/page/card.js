@@ -1,5 +1,15 @@
 const SVG = "http://www.w3.org/2000/svg";
 const VIEWS = { top: "Top", bands: "By strength", random: "Random" };
+const CONTEXTS_ARE =
+  "A context is cut to the tokens around its strongest one, so it may begin inside a word. The model reads documents joined, " +
+  "with a special token such as <|bos|> or <|eos|> where one begins or ends; these are shown, but no activation on them counts.";
+const FIGURES = {
+  density: "Share of the tokens on which it is active",
+  "max activation": "Its strongest activation",
+  typical: "Mean activation where it is active, the unit of steer.strength",
+  "logit effect": "How far it raises the logit of the token that it raises most, at its maximum",
+  "nearest cosine": "Largest cosine of its decoder row with that of another live latent",
+};
 const bubble = document.getElementById("bubble");
 
 function histogram(latent, maximum) {
@@ -31,8 +41,8 @@ function context(parts, maximum) {
   parts.forEach((part, at) => {
     const strength = parts[at + 1];
     if (typeof part === "number") return;
-    if (typeof strength !== "number") return text.append(part);
-    const mark = element("mark", strength === peak && !marked ? "peak" : "", part === "" ? "∅" : part);
+    if (typeof strength !== "number") return text.append(...isolated(part));
+    const mark = element("mark", strength === peak && !marked ? "peak" : "", ...isolated(part === "" ? "∅" : part));
     marked ||= strength === peak;
     mark.style.setProperty("--v", strength / 1000);
     mark.dataset.told = `${number((strength * maximum) / 1000)}, ${Math.round(strength / 10)} % of the maximum`;
@@ -67,6 +77,7 @@ function tabs(latent, maximum, name) {
     tab.setAttribute("role", "tab");
     tab.setAttribute("aria-controls", panel.id);
     tab.dataset.view = view;
+    tab.title = CONTEXTS_ARE;
     return tab;
   });
   function choose(view) {
@@ -108,17 +119,20 @@ function effects(title, tokens) {
 function neighbours(latent, index) {
   const near = latent.n.map(([i, cosine]) => {
     const place = index.places.get(i);
-    const words = place === undefined ? "" : index.l[place];
-    const link = element(place === undefined ? "span" : "a", "chip", `#${i} `, quoted(words), ` ${cosine.toFixed(2)}`);
-    if (place !== undefined) link.href = `#latent-${i}`;
+    const tail = element("span", "cosine", cosine.toFixed(2));
+    if (place === undefined) return element("span", "chip absent", `#${i} `, tail);
+    const link = element("a", "chip", `#${i} `, quoted(index.l[place]), " ", tail);
+    link.href = address({ sort: sort.value, latent: i });
     return link;
   });
+  const absent = near.filter((chip) => chip.tagName === "SPAN").length;
+  if (absent) near.push(element("span", "cosine", `${absent < near.length ? "dashed: " : ""}not on this page`));
   return row("similar", near);
 }
 
 function fill(card, latent, index, place) {
   const maximum = index.m[place];
-  const scale = element("div", "scale", element("span", "", "0"), element("span", "", number(latent.h.length * latent.w)));
+  const scale = element("div", "scale", element("span", "", "0"), element("span", "", `last bar ends at ${number(latent.h.length * latent.w)}`));
   card.querySelector(".side").append(histogram(latent, maximum), scale);
   const about = element("div", "about-it");
   if (latent.p.length) about.append(effects("raises", latent.p), effects("lowers", latent.s));
@@ -133,17 +147,20 @@ function failed(card) {
 }
 
 /* What the index knows is there at once, the rest when its block is. */
-function card(index, place) {
+function card(index, place, reasons) {
   const i = index.i[place];
   const link = element("a", "", `#${i}`);
-  link.href = `#latent-${i}`;
   link.tabIndex = -1;
-  const figures = [["density", `${number(100 * index.d[place])} %`], ["max activation", number(index.m[place])]];
+  const figures = [["density", `${number(100 * index.d[place])} %`], ["max activation", number(index.m[place])], ["typical", number(index.t[place])]];
   if (index.e[place] !== null) figures.push(["logit effect", number(index.e[place])]);
   if (index.n[place] !== null) figures.push(["nearest cosine", index.n[place].toFixed(2)]);
   const table = element("dl", "figures");
-  for (const [name, value] of figures) table.append(element("div", "", element("dt", "", name), element("dd", "", value)));
-  const side = element("div", "side", element("h2", "", link), element("p", "label", quoted(index.l[place])), table);
+  for (const [name, value] of figures) {
+    const shown = element("div", "", element("dt", "", name), element("dd", "", value));
+    shown.title = FIGURES[name];
+    table.append(shown);
+  }
+  const side = element("div", "side", element("h2", "", link), element("p", "label", quoted(index.l[place])), ...reasons, table);
   if (index.address) {
     const away = element("a", "away", "Neuronpedia");
     away.href = index.address + i;

@@ -7,7 +7,8 @@ const deep = document.getElementById("deep");
 const pageNumber = document.getElementById("page");
 let index = { i: [] };
 let order = []; // places of all latents in the index, sorted
-let found = []; // those of them that the search finds
+let found = []; // those of them that the search finds, the best matches first
+let numbers = []; // of latents that the search names
 let texts = null; // of all contexts, once they are loaded
 let page = 0;
 
@@ -19,9 +20,12 @@ function arrange() {
   filter();
 }
 
+/* Labels that begin with a letter or a digit come first; signs and what stands for blanks behind them. */
 function ranks(labels) {
   const collator = new Intl.Collator("en", { numeric: true });
-  const sorted = labels.map((_, place) => place).sort((a, b) => collator.compare(labels[a], labels[b]));
+  const sign = labels.map((label) => Number(!/^[\p{L}\p{N}]/u.test(label)));
+  const sorted = labels.map((_, place) => place);
+  sorted.sort((a, b) => sign[a] - sign[b] || collator.compare(labels[a], labels[b]));
   const rank = [];
   sorted.forEach((place, at) => {
     rank[place] = at && labels[place] === labels[sorted[at - 1]] ? rank[sorted[at - 1]] : at;
@@ -29,19 +33,24 @@ function ranks(labels) {
   return rank;
 }
 
+function typed() {
+  return search.value.toLowerCase();
+}
+
 function filter() {
-  const wanted = search.value.toLowerCase();
-  const named = /^#?\d+$/.test(wanted.trim()) ? Number(wanted.trim().replace("#", "")) : null;
-  const fits = (place) =>
-    index.i[place] === named || index.words[place].includes(wanted) || (texts !== null && texts[place].includes(wanted));
-  found = wanted ? order.filter(fits) : order;
+  const wanted = typed();
+  numbers = numbersIn(wanted);
+  const rankOf = index.i.map((_, place) => rank(place, wanted, numbers));
+  found = wanted ? order.filter((place) => rankOf[place] < Infinity).sort((a, b) => rankOf[a] - rankOf[b]) : order;
   const all = counted(index.i.length, "latent");
   count.textContent = wanted ? `${found.length.toLocaleString("en")} of ${all}` : all;
-  show(0);
-  if (found.length) return;
-  const dead = named !== null && named < index.d_sae && !index.places.has(named);
-  const said = dead ? missing(named) : index.i.length ? "No latent matches." : "No latent fired on these tokens.";
-  list.replaceChildren(element("p", "empty", said));
+}
+
+/* What stands above the cards, or in their place. */
+function remarks() {
+  const missed = numbers.filter((i) => i < index.d_sae && !index.places.has(i)).map(missing);
+  if (!found.length && !missed.length) missed.push(index.i.length ? "No latent matches." : "No latent fired on these tokens.");
+  return missed.map((said) => element("p", found.length ? "about" : "empty", said));
 }
 
 function missing(i) {
@@ -55,7 +64,12 @@ function pages() {
 function show(number) {
   page = Math.min(Math.max(number, 0), pages() - 1);
   hush();
-  list.replaceChildren(...found.slice(page * PER_PAGE, (page + 1) * PER_PAGE).map((place) => card(index, place)));
+  const cards = found.slice(page * PER_PAGE, (page + 1) * PER_PAGE).map((place) => {
+    const made = card(index, place, reason(place, typed(), numbers));
+    made.querySelector("h2 a").href = address({ ...view(), latent: index.i[place] });
+    return made;
+  });
+  list.replaceChildren(...remarks(), ...cards);
   pageNumber.value = page + 1;
   pageNumber.max = pages();
   document.getElementById("pages").textContent = `of ${pages().toLocaleString("en")}`;
@@ -66,7 +80,17 @@ function show(number) {
 function turn(by) {
   const before = page;
   show(page + by);
-  if (page !== before) list.scrollIntoView();
+  if (page === before) return;
+  record();
+  list.scrollIntoView();
+}
+
+function view() {
+  return { search: search.value, sort: sort.value, page: page + 1 };
+}
+
+function record(entry = "pushState") {
+  history[entry](null, "", address(view()));
 }
 
 function focusOn(card) {
@@ -86,23 +110,45 @@ function step(by) {
   if (next >= 0 && next < cards.length) return focusOn(cards[next]);
   const before = page;
   show(page + by);
-  if (page !== before) focusOn(by > 0 ? list.firstElementChild : list.lastElementChild);
+  if (page === before) return;
+  record("replaceState");
+  focusOn(by > 0 ? list.querySelector("article") : list.lastElementChild);
 }
 
-function jump() {
-  const named = /^#latent-(\d+)$/.exec(location.hash);
-  if (!named) return;
-  const place = index.places.get(Number(named[1]));
-  if (place === undefined) {
-    list.replaceChildren(element("p", "empty", missing(Number(named[1]))));
-    return;
-  }
+/* Show what the address says. */
+function follow() {
+  const asked = addressed();
+  search.value = asked.search;
+  sort.value = asked.sort;
+  if (!sort.value) sort.selectedIndex = 0;
+  arrange();
+  if (asked.latent === null) return show((Math.floor(asked.page) || 1) - 1);
+  const place = index.places.get(asked.latent);
+  if (place === undefined) return list.replaceChildren(element("p", "empty", missing(asked.latent)));
   if (!found.includes(place)) {
     search.value = "";
     filter();
   }
   show(Math.floor(found.indexOf(place) / PER_PAGE));
-  focusOn(document.getElementById(`latent-${named[1]}`));
+  focusOn(document.getElementById(`latent-${asked.latent}`));
+}
+
+/* Go where a link inside the page leads; the way back ends at the latent that was left. */
+function go(event) {
+  const link = event.target.closest('a[href^="#"]');
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  const left = Number(link.closest("article").id.replace("latent-", ""));
+  history.replaceState(null, "", address({ ...view(), latent: left }));
+  if (link.hash !== location.hash) history.pushState(null, "", link.hash);
+  follow();
+}
+
+function searchAnew() {
+  const goesOn = search.value && addressed().search;
+  filter();
+  show(0);
+  record(goesOn ? "replaceState" : "pushState");
 }
 
 async function searchAll() {
@@ -111,6 +157,7 @@ async function searchAll() {
     texts = await allTexts(index, (share) => (deep.textContent = `Reading contexts: ${Math.round(100 * share)} %`));
     deep.textContent = "All contexts are searched";
     filter();
+    show(page);
   } catch {
     deep.disabled = false;
     deep.textContent = "Not all contexts can be read: reload the page";
@@ -137,7 +184,7 @@ document.addEventListener("keydown", (event) => {
     hush();
     if (event.target === search) {
       search.value = "";
-      filter();
+      searchAnew();
       search.blur();
     }
   }
@@ -148,9 +195,17 @@ document.addEventListener("keydown", (event) => {
 document.getElementById("tools").addEventListener("submit", (event) => event.preventDefault());
 document.getElementById("before").addEventListener("click", () => turn(-1));
 document.getElementById("after").addEventListener("click", () => turn(1));
-pageNumber.addEventListener("change", () => show(Math.floor(Number(pageNumber.value) || 1) - 1));
-search.addEventListener("input", filter);
-sort.addEventListener("change", arrange);
+pageNumber.addEventListener("change", () => {
+  show(Math.floor(Number(pageNumber.value) || 1) - 1);
+  record();
+});
+search.addEventListener("input", searchAnew);
+sort.addEventListener("change", () => {
+  arrange();
+  show(0);
+  record();
+});
+list.addEventListener("click", go);
 deep.addEventListener("click", searchAll);
 list.addEventListener("pointerover", (event) => {
   const target = event.target.closest("[data-told]");
@@ -159,17 +214,16 @@ list.addEventListener("pointerover", (event) => {
 });
 list.addEventListener("pointerleave", hush);
 window.addEventListener("scroll", () => (bubble.hidden = true), { passive: true });
-window.addEventListener("hashchange", jump);
+window.addEventListener("hashchange", follow);
 
 async function open() {
   index = await unpack(document.getElementById("data").textContent);
   index.places = new Map(index.i.map((i, place) => [i, place]));
-  index.words = index.l.map((label, place) => `${label}\n${index.w[place]}`.toLowerCase());
+  index.words = Object.fromEntries(["l", "w", "r"].map((key) => [key, index[key].map((text) => text.toLowerCase())]));
   for (const key of ["e", "n"]) {
     if (index[key].every((value) => value === null)) sort.querySelector(`[value^="${key}:"]`).remove();
   }
-  arrange();
-  jump();
+  follow();
   document.body.dataset.ready = "yes";
 }
 

@@ -1,5 +1,7 @@
 "use strict";
 
+const ESCAPES = /((?:\\x[0-9a-f]{2}|\\u\{[0-9a-f]+\}|<\|\w+\|>)+)/;
+
 function element(name, className, ...children) {
   const made = document.createElement(name);
   if (className) made.className = className;
@@ -16,7 +18,18 @@ function button(text, action) {
 
 /* Text from the data, cut off from its surroundings: a right-to-left token must not turn what stands beside it. */
 function quoted(text) {
-  return element("bdi", "token", text === "" ? "∅" : text);
+  return element("bdi", "token", ...(text.trim() ? isolated(text) : [text === "" ? "∅" : "␣".repeat(text.length)]));
+}
+
+/* A text whose bytes, names of characters and special tokens, such as \xd7 and <|eos|>, are cut off from letters beside
+   them, which may turn them. */
+function isolated(text) {
+  return text.split(ESCAPES).map((part, at) => {
+    if (at % 2 === 0) return part;
+    const escapes = element("bdi", "", part);
+    escapes.dir = "ltr";
+    return escapes;
+  });
 }
 
 function number(value) {

@@ -11,6 +11,11 @@ Open = Callable[..., Page]
 PACKAGES = ("chromium", "fonts-dejavu-core")
 
 
+def shown(page: Page) -> list[int]:
+    """Return the numbers of the latents whose cards are there, in their order."""
+    return page.locator("article").evaluate_all("all => all.map(one => Number(one.id.replace('latent-', '')))")
+
+
 def chromium() -> str:
     found = shutil.which("chromium") or shutil.which("google-chrome")
     if found is None:

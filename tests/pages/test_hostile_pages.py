@@ -86,7 +86,7 @@ def test_control_characters_and_right_to_left_and_emoji(opened: Open) -> None:
     card = page.locator("#latent-7")
     assert "".join(card.locator("mark").all_text_contents()) == "␀␛\\u{202e}\\u{2066} שלום 👩‍🚀🇮🇱 ́"
     # What stands beside a right-to-left text stays where it is.
-    value, text = card.locator(".value").bounding_box(), card.locator("li bdi").bounding_box()
+    value, text = card.locator(".value").bounding_box(), card.locator("li > bdi").bounding_box()
     assert value
     assert text
     assert value["x"] + value["width"] <= text["x"]
@@ -99,6 +99,42 @@ def test_control_characters_and_right_to_left_and_emoji(opened: Open) -> None:
     )
     assert near.text_content() == "#8  עולם  0.75"
     assert boxes == sorted(boxes)
+
+
+def test_rows_of_both_directions_begin_at_one_edge_and_read_as_they_are_written(opened: Open) -> None:
+    tokens = [("ש", 2.0), ("ל", 3.0), ("ום", 1.0)]
+    rows = [
+        Excerpt([("\\xd7", 0.0), *tokens, (" עולם", 0.0)]),
+        Excerpt([("hello ", 0.0), *tokens]),
+        Excerpt([("אב", 0.0), ("ש\\xd7", 3.0)]),
+        Excerpt([("<|bos|>", 0.0), *tokens]),
+    ]
+    page = opened(small_pages.page(latent(7, top=rows)))
+    texts = page.locator("#latent-7 li > bdi")
+    assert texts.evaluate_all("all => all.map(one => getComputedStyle(one).direction)") == ["rtl", "ltr", "rtl", "rtl"]
+    left = texts.evaluate_all(
+        """all => all.map((one) => {
+             const range = document.createRange();
+             range.selectNodeContents(one);
+             return range.getBoundingClientRect().x - one.getBoundingClientRect().x })"""
+    )
+    assert left == pytest.approx([0.0] * 4, abs=1.0)
+    for row in (0, 1, 3):  # a word cut into tokens stays in one piece, from right to left
+        x = texts.nth(row).locator("mark").evaluate_all("all => all.map(mark => mark.getBoundingClientRect().x)")
+        assert x == sorted(x, reverse=True)
+    for row, said in ((2, "\\xd7"), (3, "<|bos|>")):
+        inner = texts.nth(row).locator("bdi")
+        assert inner.text_content() == said
+        assert inner.evaluate("one => getComputedStyle(one).direction") == "ltr"
+
+
+def test_blanks_alone_are_shown(opened: Open) -> None:
+    page = opened(small_pages.page(latent(7, "  ", promoted=[(" ", 1.0), (" a", 0.5)])))
+    expect(page.locator(".label")).to_have_text("␣␣")
+    expect(page.locator(".chip").first).to_have_text("␣")
+    expect(page.locator(".chip").nth(1)).to_have_text(" a")
+    page.locator("mark").first.hover()
+    expect(page.locator("#bubble")).to_contain_text("␣␣ 3.00")
 
 
 def test_empty_texts(opened: Open) -> None:
@@ -134,7 +170,7 @@ def test_a_page_is_read_while_it_is_written_anew(visit: Open, tmp_path: Path) ->
     turn_to(new, 8)
     expect(new.locator("#latent-190 mark").first).to_have_text("new190")
     old.locator("#latent-190").get_by_role("button", name="Reload").click()
-    expect(old.locator("#latent-0 mark").first).to_have_text("newest0")
+    expect(old.locator("#latent-190 mark").first).to_have_text("newest190")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import small_pages
-from browsing import Open
+from browsing import Open, shown
 from playwright.sync_api import Page, expect
 from small_pages import latent, many
 
@@ -18,16 +18,6 @@ N, PER_PAGE = 100, 24
 @pytest.fixture
 def page(opened: Open) -> Page:
     return opened(small_pages.page(*many(N), densities=[0.1] * (N + 5)))
-
-
-def shown(page: Page) -> list[int]:
-    return [
-        int(name.removeprefix("latent-")) for name in page.locator("article").evaluate_all("all => all.map(a => a.id)")
-    ]
-
-
-def first(page: Page, n: int = 0) -> object:
-    return page.locator("article").nth(n)
 
 
 SORTS = {
