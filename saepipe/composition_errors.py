@@ -42,10 +42,10 @@ def sentence(error: BaseException) -> str:
         )
     lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
     key = re.search(r"full_key: (\S+)", text)
-    if key and "is not a ListConfig" in text:
-        return f"{key[1]} is a list; give its items in brackets, such as {key[1]}=[1,2]"
     given = re.search(r"Error merging override (.*)", text)
     where = given[1].lstrip("+") if given else key[1] if key else "configuration"
+    if key and "is not a ListConfig" in text:
+        return f"{where} is no list; give its items in brackets, {key[1]}=[...]"
     cure = "; write a whole number such as 1_000_000" if "to Integer" in text else ""
     return f"{where} does not fit: {lines[0] if lines else type(error).__name__}{cure}"
 

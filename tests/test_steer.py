@@ -164,7 +164,7 @@ def test_an_exported_sae_needs_no_run(folder: Path) -> None:
             ["steer.latents=[9]", "steer.strength=[1,2]"],
             "2 numbers and steer.latents=.9. are 1; give one number for all",
         ),
-        (["steer.latents=9"], r"steer.latents is a list; give its items in brackets, such as steer.latents=\[1,2\]"),
+        (["steer.latents=9"], r"steer.latents=9 is no list; give its items in brackets, steer.latents=\[...\]"),
         (["steer.latents=[9]", "steer.strength=1e300"], "steer.strength=1e.300 is no strength; give a number"),
         (["steer.latents=[9]", f"steer.seed={2**70}"], "steer.seed=.* is no number that can be used"),
         (
