@@ -24,7 +24,7 @@ class AblationEffect:
     latent: int
     ce_increase: float
     """Rise of the cross-entropy, in nats per predicted token, over all of them."""
-    ce_interval: tuple[float, float] | None
+    ce_interval: list[float] | None
     """Its 95 % confidence interval over texts, or contexts; None for a single one, or where it is never active."""
     ce_increase_where_active: float
     """The same over what is predicted from tokens on which the latent is active; NaN where it never is."""
@@ -77,7 +77,7 @@ def ablation_effects(
         AblationEffect(
             latent,
             float(total[str(latent)][0]) / max(tokens, 1) if str(latent) in total else 0.0,
-            (found[0], found[1]) if (found := intervals.get(str(latent))) else None,
+            intervals.get(str(latent)),
             rise_active[latent] / active[latent] if active[latent] else float("nan"),
             active[latent],
             tokens,

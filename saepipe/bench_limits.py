@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from saepipe.bench_figure import Figure
+from saepipe.bench_step import chosen_device
 from saepipe.config import RunConfig
 
 _SIDE = {"cpu": 2048, "cuda": 8192}
@@ -20,7 +21,7 @@ _CHUNK_BYTES = 4 << 20
 
 def measure(config: RunConfig, folder: Path) -> list[Figure]:
     """Measure them; the disk is that of `bench.dir`, and is read after the page cache has forgotten the file."""
-    device = "cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu"
+    device = chosen_device(config)
     rounds = range(config.bench.rounds)
     return [*_products(device, rounds), _copy(device, rounds), *_disk(folder, int(config.bench.gb * 1e9), rounds)]
 

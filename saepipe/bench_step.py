@@ -94,11 +94,15 @@ def check_peers(config: RunConfig) -> None:
         )
 
 
+def chosen_device(config: RunConfig) -> str:
+    """Name the device that steps and limits are measured on."""
+    return "cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu"
+
+
 def first_task(config: RunConfig, folder: Path) -> Task:
     """Write the batches, and return the task of the encoder's product on them."""
     bench, path = config.bench, folder / "batches.safetensors"
-    accelerator = config.trainer.accelerator
-    device = "cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
+    device = chosen_device(config)
     if not path.exists():
         batches = activations(bench.d_in, bench.batch_tokens, _N_BATCHES, device)
         save_file({str(number): batch.cpu() for number, batch in enumerate(batches)}, path)

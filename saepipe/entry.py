@@ -310,7 +310,7 @@ def sweep_of(run_dir: str | Path) -> Path | None:
 
 
 def prepare_process(messages_to: str = "stdout") -> None:
-    """Set up a process that was started to run a verb: plain messages to the terminal, threads that wait politely.
+    """Set up a process that was started to run a verb: plain messages, threads that wait politely, large pages.
 
     Args:
         messages_to: stdout, or stderr where the output is for programs.

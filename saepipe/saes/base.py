@@ -51,7 +51,7 @@ class SAE(Stored, nn.Module, ABC):
     log_parameters: ClassVar[tuple[str, ...]] = ()
     """Those of them that multiply, by their exponential, what a latent would be."""
     sparse_step: ClassVar[bool] = False
-    """Whether a training step is sparse after the encoder's product."""
+    """Whether every training step is sparse after the encoder's product, whatever it finds there."""
     b_enc: nn.Parameter
 
     def __init__(self, cfg: SAEConfig, d_in: int, d_out: int | None = None) -> None:
@@ -376,6 +376,11 @@ class SAE(Stored, nn.Module, ABC):
     def _hidden_pre(self, centred: Tensor) -> Tensor:
         """Pre-activations of normalised and centred input."""
         return functional.linear(centred, self.W_enc.T, self.b_enc)
+
+    def _hidden_pre_of(self, centred: Tensor, latents: Tensor) -> Tensor:
+        """Pre-activations of some latents, with the bias that decides, and gradients for all that they come from."""
+        bias = self.get_parameter(self.latent_parameters[0])
+        return functional.linear(centred, self.W_enc.T.index_select(0, latents), bias.index_select(0, latents))
 
     def _reconstruct(self, f: Tensor) -> Tensor:
         """Reconstruction in the normalised space."""

@@ -56,9 +56,7 @@ def ghost(
     """
     if not len(latents):
         return residual.new_zeros(())
-    bias = sae.get_parameter(sae.latent_parameters[0])
-    hidden_pre = functional.linear(centred, sae.W_enc.T.index_select(0, latents), bias.index_select(0, latents))
-    errors = ghost_error(hidden_pre, sae.W_dec.index_select(0, latents), residual)
+    errors = ghost_error(sae._hidden_pre_of(centred, latents), sae.W_dec.index_select(0, latents), residual)
     return errors.mean() / (1 if sae.cfg.mse_reduction == "sum" else sae.d_out)
 
 

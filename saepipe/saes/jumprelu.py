@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from saepipe import sparse
 from saepipe.errors import UserError
@@ -115,8 +114,7 @@ class JumpReLUSAE(SAE):
         return f, l0, fired
 
     def _pre_act(self, centred: Tensor, dead: Tensor) -> Tensor:
-        z = functional.linear(centred, self.W_enc.T.index_select(0, dead), self.b_enc.index_select(0, dead))
-        below = torch.relu(self.threshold[dead] - z)
+        below = torch.relu(self.threshold[dead] - self._hidden_pre_of(centred, dead))
         return self.cfg.pre_act_loss_coefficient * (below * self.W_dec[dead].norm(dim=1)).sum(1).mean()
 
     def _activate(self, hidden_pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
@@ -163,12 +161,14 @@ class _Jump(torch.autograd.Function):
     def backward(ctx: Any, grad_f: Tensor, grad_l0: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, threshold = ctx.saved_tensors
         near = ((x - threshold) / ctx.bandwidth).abs_().lt_(0.5)
-        by_latent = grad_l0[..., None] if ctx.found is None else grad_l0.index_select(0, ctx.found.tokens)
+        by_entry = grad_l0[..., None] if ctx.found is None else grad_l0.index_select(0, ctx.found.tokens)
         grad_x = torch.gt(x, threshold, out=torch.empty_like(x)).mul_(grad_f)
-        if ctx.ste_to_input:
-            grad_x += (grad_f * threshold + by_latent) * near / ctx.bandwidth
-        if ctx.found is not None:
-            return grad_x, (grad_f * threshold + by_latent) * near / -ctx.bandwidth, None, None, None, None
+        if ctx.ste_to_input or ctx.found is not None:
+            jump = (grad_f * threshold + by_entry) * near / ctx.bandwidth
+            if ctx.ste_to_input:
+                grad_x += jump
+            if ctx.found is not None:
+                return grad_x, -jump, None, None, None, None
         # By latent: of the window's pre-activations the number, each times its token's gradient, and the gradients.
         near, wide = near.flatten(0, -2), threshold.dtype
         of_l0 = grad_l0.flatten().to(near.dtype) @ near

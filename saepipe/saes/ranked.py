@@ -99,7 +99,7 @@ class RankedSAE(SAE):
             return residual.new_zeros(())
         k_aux = max(self.d_in // 2, 1)
         rows = self.W_dec.index_select(0, dead)
-        z = functional.linear(centred, self.W_enc.T.index_select(0, dead), self.b_enc.index_select(0, dead))
+        z = self._hidden_pre_of(centred, dead)
         if len(dead) > k_aux:
             indices = (z.detach() * norm[dead]).topk(k_aux, sorted=False).indices
             z = z * torch.zeros_like(z).scatter_(1, indices, 1.0)
