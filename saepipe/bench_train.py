@@ -1,12 +1,13 @@
 """The whole train verb over its step alone: what stream, logging and checkpoints cost.
 
 The verb runs in a process of its own, which is this file: it takes turns with the step alone, and waits before a step
-until it is told to go on.
+until it is told to go on. Its threads wait as well, so that all its work falls into its own turns.
 """
 
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from saepipe.bench_figure import Figure
 from saepipe.bench_step import first_task
 from saepipe.bench_store import HOOK, synthetic
-from saepipe.config import RunConfig, StreamConfig
+from saepipe.config import RunConfig
 from saepipe.contest import Contestant, answering, in_turns
 from saepipe.shard import DTYPES
 
@@ -27,8 +28,6 @@ TURN_STEPS = 25
 """Steps of a turn, as many as from one row of metrics to the next."""
 CHECKPOINT_STEPS = 50
 """Steps between two checkpoints: twenty times as often as by default."""
-_AHEAD = StreamConfig().prefetch_batches + 2
-"""Batches that are made ready while the verb waits for its turn: so many steps are not timed."""
 _STORE_WINDOWS = 1.1
 """Windows that the store fills: the first one is read before the first step."""
 
@@ -86,26 +85,31 @@ def store_gb(config: RunConfig) -> float:
 
 
 class _Turns:
-    """What waits before a step until its turn comes."""
+    """What waits until its turn comes."""
 
     def __init__(self, answer: Callable[[float], None], imported: float) -> None:
         self._answer = answer
-        self._steps = 0  # so far
-        self._timed = range(1)  # numbers of the steps of this turn that are timed
+        self._left = 1  # steps of this turn
         self._began = imported
+        self._mine = threading.Event()
+        self._mine.set()
 
-    def before(self) -> None:
+    def before_step(self) -> None:
         """Wait, where the turn is over."""
-        if self._steps == self._timed.stop:
+        if not self._left:
+            self._mine.clear()
             self._answer(_now() - self._began)
             line = sys.stdin.readline()
             if not line:
                 os._exit(0)
-            first = self._steps + _AHEAD
-            self._timed = range(first, first + json.loads(line)["steps"])
-        if self._steps and self._steps == self._timed.start:
+            self._left = json.loads(line)["steps"]
             self._began = _now()
-        self._steps += 1
+            self._mine.set()
+        self._left -= 1
+
+    def before_block(self) -> None:
+        """Wait while the turn is another's, in a thread of the stream."""
+        self._mine.wait()
 
 
 def _now() -> float:
@@ -119,18 +123,25 @@ def main() -> None:
     import lightning.pytorch
 
     imported = time.perf_counter()
+    from saepipe.background import Background
     from saepipe.point import Point
     from saepipe.train import main as train
 
     assert lightning.pytorch
-    turns, take_step = _Turns(answering(), imported), Point.take_step
-
-    def in_turn(self: Point, *arguments: Any, **names: Any) -> Any:
-        turns.before()
-        return take_step(self, *arguments, **names)
-
-    Point.take_step = in_turn  # type: ignore[method-assign]
+    turns = _Turns(answering(), imported)
+    Point.take_step = _after(turns.before_step, Point.take_step)  # type: ignore[method-assign]
+    Background.check = _after(turns.before_block, Background.check)  # type: ignore[method-assign]
     train()
+
+
+def _after(wait: Callable[[], None], method: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a method wait before it does what it does."""
+
+    def waits(*arguments: Any, **names: Any) -> Any:
+        wait()
+        return method(*arguments, **names)
+
+    return waits
 
 
 if __name__ == "__main__":

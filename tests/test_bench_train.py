@@ -1,12 +1,13 @@
 """The turns of a train job, without one; the jobs themselves are in tests/prove/test_bench.py."""
 
 import io
+import threading
 
 import pytest
 import torch
 
 from saepipe import bench_start, bench_step, bench_train, entry
-from saepipe.bench_train import _AHEAD, _Turns
+from saepipe.bench_train import _Turns
 from saepipe.contest import Contestant
 
 
@@ -18,25 +19,48 @@ def test_a_job_says_when_its_first_step_was_done_and_then_times_its_turns(monkey
 
     def steps(count: int, seconds: float) -> None:
         for _ in range(count):
-            turns.before()
+            turns.before_step()
             now[0] += seconds
 
     steps(1, 1.5)
     assert answers == []
-    steps(_AHEAD, 7.0)  # batches that lay ready
-    assert answers == [3.5]
+    now[0] += 0.25  # what follows a step is in it
     steps(3, 0.5)
-    steps(_AHEAD, 7.0)
-    assert answers == [3.5, 1.5]
+    assert answers == [3.75]
     steps(2, 0.25)
+    assert answers == [3.75, 1.5]
 
     def end(code: int) -> None:
         raise SystemExit(code)
 
     monkeypatch.setattr("os._exit", end)
     with pytest.raises(SystemExit):  # nobody tells it anything any more
-        turns.before()
-    assert answers == [3.5, 1.5, 0.5]
+        turns.before_step()
+    assert answers == [3.75, 1.5, 0.5]
+
+
+def test_its_threads_do_nothing_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Told:
+        def readline(self) -> str:
+            waiting.set()
+            assert go_on.wait(10)
+            return '{"steps": 1}\n'
+
+    waiting, go_on, read = threading.Event(), threading.Event(), threading.Event()
+    monkeypatch.setattr("sys.stdin", Told())
+    turns = _Turns(lambda _: None, imported=0.0)
+    turns.before_step()
+    turns.before_block()  # in its own turn it does not wait
+    waits = threading.Thread(target=turns.before_step)
+    waits.start()
+    assert waiting.wait(10)
+    reader = threading.Thread(target=lambda: (turns.before_block(), read.set()))
+    reader.start()
+    assert not read.wait(0.1)
+    go_on.set()
+    assert read.wait(10)
+    waits.join()
+    reader.join()
 
 
 def test_the_figures(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
