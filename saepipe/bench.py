@@ -112,7 +112,9 @@ def _check_room(config: RunConfig, folder: Path) -> None:
     parts, free = parts_of(config), shutil.disk_usage(folder).free / 1e9
     stores = LARGER * bool({"stream", "memory"} & {*parts}) + ("memory" in parts)
     need = config.bench.gb * (stores + bool({"limits", "experiment"} & {*parts}))
-    need += store_gb(config) * bool({"train", "start"} & {*parts})
+    if {"train", "start", "grid"} & {*parts}:
+        checkpoint_gb = 3 * 2 * 4 * config.bench.d_in * config.bench.d_sae / 1e9  # of weights and Adam's moments
+        need += store_gb(config) + 3 * checkpoint_gb  # two are kept while one is written
     if need * 1.05 > free:
         raise UserError(
             f"bench.gb={config.bench.gb} needs {need:.3g} GB in bench.dir={config.bench.dir} and its disk has "

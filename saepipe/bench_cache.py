@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from saepipe.bench_figure import Figure
+from saepipe.bench_figure import Figure, speed
 from saepipe.bench_store import random_tokens
 from saepipe.capturing import fill
 from saepipe.config import ModelConfig, RunConfig
@@ -160,10 +160,13 @@ class _Comparison:
         def ratios(above: str, below: str) -> list[float]:
             return [float(times[above][0] / times[below][0]) for times in rounds]
 
-        several = f"cache, time of {len(self._hooks)} hooks over that of the deepest"
+        def told(name: str) -> str:
+            return speed(speeds[f"{name}_tokens_per_s"])
+
+        over, several = "over a plain forward pass", f"cache, time of {len(self._hooks)} hooks over that of the deepest"
         found = [
-            Figure("cache, capturing over a plain forward pass", ratios("plain", "capture"), speeds),
-            Figure("cache, all of it over a plain forward pass", ratios("plain", "cache"), speeds, at_least=0.95),
+            Figure(f"cache, capturing {over}", ratios("plain", "capture"), speeds, told=told("capture")),
+            Figure(f"cache, all of it {over}", ratios("plain", "cache"), speeds, at_least=0.95, told=told("cache")),
         ]
         if len(self._hooks) > 1:
             found += [

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from saepipe import saes
-from saepipe.bench_figure import Figure
+from saepipe.bench_figure import Figure, speed
 from saepipe.bench_store import random_tokens
 from saepipe.config import RunConfig
 from saepipe.language_model import LanguageModel
@@ -37,7 +37,7 @@ def measure(config: RunConfig, folder: Path) -> list[Figure]:
             f"evaluate, {PASSES} plain forward passes over it",
             [plain / whole for plain, whole in rounds],
             speeds,
-            told=f"{speeds['evaluate_tokens_per_s']:,.0f} tokens/s",
+            told=speed(speeds["evaluate_tokens_per_s"]),
         )
     ]
 

@@ -56,6 +56,11 @@ class Figure:
         }
 
 
+def speed(tokens_per_s: float) -> str:
+    """Say a rate in words, also by the day."""
+    return f"{tokens_per_s:,.0f} tokens/s, {86400 * tokens_per_s / 1e9:.3g}e9 a day"
+
+
 def table(figures: list[Figure]) -> str:
     """Lay figures out as text, one a line."""
     words = {True: "met", False: "missed", None: ""}

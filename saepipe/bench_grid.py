@@ -1,91 +1,72 @@
-"""A grid in one job against its points one after the other: what sharing a stream costs, and what it saves.
+"""A grid in one job beside one of its points: what sharing a stream costs, and what it saves where the disk is slow.
 
-Each side is the train verb in processes of its own. The slow disk is made by holding every read back, so that the rows
-come at a third of the rate at which a point trains on them.
+Both are the train verb, and take turns. The slow disk is made by holding every read back, so that the rows come at a
+third of the rate at which a point trains on them.
 """
 
-import subprocess
+import statistics
 import sys
 import threading
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-from saepipe.bench_figure import Figure
-from saepipe.bench_store import HOOK, WIDTH, synthetic
+from saepipe import bench_train
+from saepipe.bench_figure import Figure, speed
+from saepipe.bench_train import random_store, verb
 from saepipe.config import RunConfig
-from saepipe.shard import DTYPES
+from saepipe.contest import in_turns
 from saepipe.store import Store
 
-COEFFICIENTS = (1, 2, 4, 8)
-STEPS = 60
-BATCH = 1024
+LRS = (1e-4, 2e-4, 3e-4, 4e-4)
+"""Learning rates of the points, whose steps take as long as each other's."""
+TURN_STEPS = 20
+"""Steps of a turn, summed over the points."""
+WINDOW_BATCHES = 8
+"""Batches of a window: few, since what was read ahead hides how slow a disk is."""
+SLOWER = 3
 
 
 def measure(config: RunConfig, folder: Path) -> list[Figure]:
-    """Train four points in one job and in four, on a disk as it is and on a slow one."""
-    gb = 1.1 * STEPS * BATCH * WIDTH * DTYPES[config.store.dtype].itemsize / 1e9
-    store = synthetic(config, folder, gb)
-    rounds = [_Round(store, folder / f"round-{number}") for number in range(config.bench.rounds)]
-    made_of = {
-        "grid_s": rounds[-1].grid_s,
-        "points_s": sum(rounds[-1].points_s),
-        "start_up_s": rounds[-1].start_up_s,
-        "slow_grid_s": rounds[-1].slow_grid_s,
-        "slow_points_s": rounds[-1].slow_points_s,
-    }
+    """Have a grid of four points and a run of one take turns, on a disk as it is and on a slow one."""
+    seconds = _seconds(config, folder, None)
+    rows_per_s = config.bench.batch_tokens / statistics.median(seconds["run"]) / SLOWER
+    slow = _seconds(config, folder, rows_per_s)
     return [
-        Figure(
-            "grid, time of four points over that of four runs less three start-ups",
-            [each.grid_s / (sum(each.points_s) - (len(COEFFICIENTS) - 1) * each.start_up_s) for each in rounds],
-            made_of,
-            at_most=1.03,
-        ),
-        Figure(
-            "grid, the same over the runs as they are, on a disk of a third of the step's rate",
-            [each.slow_grid_s / each.slow_points_s for each in rounds],
-            made_of,
-            at_most=0.5,
-        ),
+        _figure(config, "grid, time of four points over that of four runs", seconds, at_most=1.03),
+        _figure(config, f"grid, the same on a disk of 1/{SLOWER} of the step's rate", slow, at_most=0.5),
     ]
 
 
-class _Round:
-    """One turn of everything."""
+def _seconds(config: RunConfig, folder: Path, rows_per_s: float | None) -> dict[str, list[float]]:
+    """Return the seconds of a point's step, in each turn."""
+    config = replace(config, stream=replace(config.stream, window_tokens=WINDOW_BATCHES * config.bench.batch_tokens))
+    store = random_store(config, folder)
+    program = ["saepipe.bench_train"] if rows_per_s is None else ["saepipe.bench_grid", str(rows_per_s)]
+    keys = {"run": f"optim.lr={LRS[0]}", "grid": f"grid.lr={[*LRS]}".replace(" ", "")}
+    with ExitStack() as stack:
+        started = {
+            name: stack.enter_context(verb(config, store, folder / f"{name}-{rows_per_s}", key, program=program))
+            for name, key in keys.items()
+        }
+        contestants = {name: contestant.ready() for name, contestant in started.items()}
+        return in_turns(contestants, config.bench.rounds, steps=TURN_STEPS)
 
-    def __init__(self, store: Store, folder: Path) -> None:
-        self._store, self._folder = store, folder
-        one, grid = f"sae.l1_coefficient={COEFFICIENTS[0]}", f"grid.l1_coefficient={[*COEFFICIENTS]}".replace(" ", "")
-        self.start_up_s = self._train("start", one, steps=1)
-        self.points_s = [self._train(f"point-{value}", f"sae.l1_coefficient={value}") for value in COEFFICIENTS]
-        self.grid_s = self._train("grid", grid)
-        rate = STEPS * BATCH / (min(self.points_s) - self.start_up_s) / 3
-        slow = self._train("slow", one, rows_per_s=rate)
-        self.slow_points_s = len(COEFFICIENTS) * slow  # they wait for the disk, so one is as long as another
-        self.slow_grid_s = self._train("slow-grid", grid, rows_per_s=rate)
 
-    def _train(self, name: str, key: str, steps: int = STEPS, rows_per_s: float | None = None) -> float:
-        """Return the seconds that a train command takes, from its start to its end."""
-        module = ["saepipe.train"] if rows_per_s is None else ["saepipe.bench_grid", str(rows_per_s)]
-        keys = [
-            f"store.dir={self._store.folder}",
-            f"run.dir={self._folder / name}",
-            f"stream.hook={HOOK}",
-            f"stream.batch_tokens={BATCH}",
-            f"stream.window_tokens={8 * BATCH}",
-            "sae=standard",
-            f"sae.d_sae={2 * WIDTH}",
-            f"train.tokens={steps * BATCH}",
-            key,
-        ]
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, "-m", *module, *keys], check=True, capture_output=True)
-        return time.perf_counter() - begin
+def _figure(config: RunConfig, name: str, seconds: dict[str, list[float]], *, at_most: float) -> Figure:
+    rates = {side: config.bench.batch_tokens / statistics.median(each) for side, each in seconds.items()}
+    return Figure(
+        name,
+        [grid / run for grid, run in zip(seconds["grid"], seconds["run"], strict=True)],
+        {f"{side}_tokens_per_s": rate for side, rate in rates.items()},
+        at_most=at_most,
+        told=f"{speed(rates['grid'])}, of all points",
+    )
 
 
 def _on_a_slow_disk(rows_per_s: float) -> None:
     """Be the train verb on a disk that gives so many rows a second."""
-    from saepipe.train import main
-
     read, one_at_a_time = Store.read_block_into, threading.Lock()
 
     def slowly(self: Store, *arguments: object, **names: object) -> int:
@@ -95,7 +76,7 @@ def _on_a_slow_disk(rows_per_s: float) -> None:
         return rows
 
     Store.read_block_into = slowly  # type: ignore[method-assign]
-    main()
+    bench_train.main()
 
 
 if __name__ == "__main__":

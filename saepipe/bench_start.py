@@ -7,7 +7,7 @@ stream's first window and the step itself are all in it.
 from pathlib import Path
 
 from saepipe.bench_figure import Figure
-from saepipe.bench_train import verb
+from saepipe.bench_train import random_store, verb
 from saepipe.config import RunConfig
 
 STARTS = 3
@@ -15,8 +15,8 @@ STARTS = 3
 
 def measure(config: RunConfig, folder: Path) -> list[Figure]:
     """Start jobs, one after the other."""
-    seconds = []
+    store, seconds = random_store(config, folder), []
     for number in range(STARTS):
-        with verb(config, folder, folder / f"start-{number}") as job:
+        with verb(config, store, folder / f"start-{number}") as job:
             seconds.append(job.hear())
     return [Figure("start, from lightning's import to the first step", seconds, {}, at_most=3.0, unit="s")]

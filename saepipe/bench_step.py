@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saepipe import saes
-from saepipe.bench_figure import Figure
+from saepipe.bench_figure import Figure, speed
 from saepipe.config import RunConfig
 from saepipe.contest import Contestant, Task, in_turns
 from saepipe.errors import UserError, unknown
@@ -206,7 +206,6 @@ def _speed(task: Task, seconds: list[float], peak_bytes: float, l0: float) -> di
     }
 
 
-def _told(speed: dict[str, float]) -> str:
-    memory = f"{speed['peak_bytes'] / 1e6:,.0f} MB, " if "peak_bytes" in speed else ""
-    per_day = f"{speed['tokens_per_day'] / 1e9:.3g}e9 a day"
-    return f"{speed['tokens_per_s']:,.0f} tokens/s, {per_day}, {memory}L0 {speed['l0']:,.0f}"
+def _told(made_of: dict[str, float]) -> str:
+    memory = f"{made_of['peak_bytes'] / 1e6:,.0f} MB, " if "peak_bytes" in made_of else ""
+    return f"{speed(made_of['tokens_per_s'])}, {memory}L0 {made_of['l0']:,.0f}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from saepipe.bench_figure import Figure
+from saepipe.bench_figure import Figure, speed
 from saepipe.bench_store import LARGER, WIDTH, shard_files, synthetic
 from saepipe.config import RunConfig
 from saepipe.shard import DTYPES, raw
@@ -60,6 +60,7 @@ def _figure(way: str, found: list[tuple[float, float]], bar: float, store: Store
             "rows": store.rows,
         },
         at_least=bar,
+        told=speed(streamed),
     )
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,20 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from saepipe.bench_figure import Figure
+from saepipe.bench_figure import Figure, speed
 from saepipe.bench_step import first_task
 from saepipe.bench_store import HOOK, synthetic
 from saepipe.config import RunConfig
 from saepipe.contest import Contestant, answering, in_turns
 from saepipe.shard import DTYPES
+from saepipe.store import Store
 
 TURN_STEPS = 25
 """Steps of a turn, as many as from one row of metrics to the next."""
 CHECKPOINT_STEPS = 50
 """Steps between two checkpoints: twenty times as often as by default."""
 _STORE_WINDOWS = 1.1
-"""Windows that the store fills: the first one is read before the first step."""
+"""Windows that a store fills: the first one is read before the first step."""
 
 
 def measure(config: RunConfig, folder: Path) -> list[Figure]:
@@ -37,7 +38,12 @@ def measure(config: RunConfig, folder: Path) -> list[Figure]:
     rows = folder / "rows.safetensors"  # of the store's kind, which a step takes another time for than for features
     save_file({str(n): torch.randn(config.bench.batch_tokens, config.bench.d_in) for n in range(4)}, rows)
     task = replace(first_task(config, folder), library="saepipe", batches=str(rows))
-    with Contestant("saepipe's step", task.command()) as step, verb(config, folder, folder / "run") as whole:
+    keys = [f"train.log_every_steps={TURN_STEPS}", f"train.checkpoint_every_steps={CHECKPOINT_STEPS}"]
+    store = random_store(config, folder)
+    with (
+        Contestant("saepipe's step", task.command()) as step,
+        verb(config, store, folder / "run", *keys) as whole,
+    ):
         contestants = {"step": step.ready(), "verb": whole.ready()}
         seconds = in_turns(contestants, config.bench.rounds, steps=TURN_STEPS)
     rates = {name: config.bench.batch_tokens * len(each) / sum(each) for name, each in seconds.items()}
@@ -47,40 +53,53 @@ def measure(config: RunConfig, folder: Path) -> list[Figure]:
             [rates["verb"] / rates["step"]],  # a checkpoint falls into some turns only, so the sums count
             {f"{name}_tokens_per_s": rate for name, rate in rates.items()},
             at_least=0.9,
-            told=f"{rates['verb']:,.0f} tokens/s",
+            told=speed(rates["verb"]),
         )
     ]
 
 
-def verb(config: RunConfig, folder: Path, run_dir: Path) -> Contestant:
-    """Start a train job that goes on for ever, on a store of random rows.
+def verb(
+    config: RunConfig, store: Store, run_dir: Path, *keys: str, program: Sequence[str] = ("saepipe.bench_train",)
+) -> Contestant:
+    """Start a train job of TopK that goes on for ever.
 
     The first that one hears from it are the seconds from lightning's import, which comes before all else in it, to the
     end of its first step and of what follows it.
+
+    Args:
+        config: The bench's run.
+        store: What it trains on, as `random_store` makes it.
+        run_dir: Its run folder.
+        keys: More of its keys, which stand before others.
+        program: Module that runs it, and its own arguments.
     """
-    bench, stream = config.bench, config.stream
-    store = synthetic(config, folder, store_gb(config), bench.d_in)
-    keys = [
+    bench = config.bench
+    all_keys = [
         f"store.dir={store.folder}",
         f"run.dir={run_dir}",
         f"stream.hook={HOOK}",
         f"stream.batch_tokens={bench.batch_tokens}",
-        f"stream.window_tokens={stream.window_tokens}",
+        f"stream.window_tokens={config.stream.window_tokens}",
         "sae=topk",
         f"sae.d_sae={bench.d_sae}",
         f"sae.k={bench.k}",
         f"trainer.accelerator={config.trainer.accelerator}",
         f"trainer.precision={config.trainer.precision}",
         f"train.tokens={10**12}",
-        f"train.log_every_steps={TURN_STEPS}",
-        f"train.checkpoint_every_steps={CHECKPOINT_STEPS}",
+        *keys,
     ]
-    return Contestant("the train verb", [sys.executable, "-m", "saepipe.bench_train", *keys])
+    return Contestant("the train verb", [sys.executable, "-m", *program, *all_keys])
+
+
+def random_store(config: RunConfig, folder: Path) -> Store:
+    """Make a store of random rows that is a little larger than a window."""
+    of_the_bench = replace(config, stream=replace(config.stream, batch_tokens=config.bench.batch_tokens))
+    return synthetic(of_the_bench, folder, store_gb(config), config.bench.d_in)
 
 
 def store_gb(config: RunConfig) -> float:
-    """Return the size of the store that is trained on, in GB."""
-    rows = _STORE_WINDOWS * config.stream.window_tokens
+    """Return the size of that store in GB."""
+    rows = max(_STORE_WINDOWS * config.stream.window_tokens, 2.1 * config.bench.batch_tokens)
     return rows * config.bench.d_in * DTYPES[config.store.dtype].itemsize / 1e9
 
 

@@ -22,8 +22,8 @@ DEVICE_MAPS = ("auto", "balanced", "sequential")
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 STRATEGIES = ("auto", "ddp")
 BENCH_PARTS = (
-    *("limits", "cache", "stream", "step", "train", "start", "evaluate"),
-    *("memory", "ranks", "grid", "experiment"),
+    *("limits", "cache", "stream", "step", "train", "start", "grid", "evaluate"),
+    *("memory", "ranks", "experiment"),
 )
 
 
@@ -349,8 +349,8 @@ class BenchConfig(Group, group="bench"):
 
     parts: list[str] = field(default_factory=lambda: [*BENCH_PARTS[: BENCH_PARTS.index("memory")]])
     """What to measure: limits (of the machine), cache, stream, step (of each architecture), train (the whole verb over
-    its step), start (of a train job), evaluate; and on request memory (of the stream), ranks, grid (two minutes a
-    round), and experiment: how long all verbs will take, which `+experiment=` adds."""
+    its step), start (of a train job), grid (of four points beside one), evaluate; and on request memory (of the
+    stream), ranks, and experiment: how long all verbs will take, which `+experiment=` adds."""
     dir: str = key("stores/bench", filled="name a folder", folder=True)
     """Where to make stores, in a folder of their own that is deleted at the end: this disk is measured."""
     tokens: int = key(16_384, least=1)

@@ -1,4 +1,4 @@
-"""The bench with real processes: steps, the whole verb, ranks, at tiny sizes."""
+"""The bench with real processes: steps, the whole verb, grids, ranks, at tiny sizes."""
 
 import json
 import os
@@ -17,15 +17,15 @@ TINY = [
 
 @pytest.mark.prove
 @pytest.mark.timeout(900)
-def test_steps_the_whole_verb_its_start_and_ranks_are_measured(tmp_path: Path) -> None:
-    parts = ["bench.parts=[step,train,start,ranks]", "bench.architectures=[topk,gated]"]
+def test_steps_the_whole_verb_its_start_grids_and_ranks_are_measured(tmp_path: Path) -> None:
+    parts = ["bench.parts=[step,train,start,grid,ranks]", "bench.architectures=[topk,gated]"]
     command = [sys.executable, "-m", "saepipe.bench", *TINY, *parts, "bench.out=out.json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
     figures = {figure["figure"]: figure for figure in json.loads((tmp_path / "out.json").read_text())["figures"]}
-    assert len(figures) == 3 + 1 + 1 + 4
+    assert len(figures) == 3 + 1 + 1 + 2 + 4
     assert all(figure["ratio"] > 0 for figure in figures.values())
     gated = figures["step, gated at L0 4, the encoder's product alone over it"]
     assert gated["l0"] == pytest.approx(4, rel=0.3)
