@@ -9,7 +9,7 @@ import atexit
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 from weakref import WeakSet
 
 T = TypeVar("T")
@@ -40,32 +40,17 @@ class Background:
 
         What waits raises `StoppedError` where the work was not begun before the stop.
         """
-        done: SimpleQueue[Callable[[], T]] = SimpleQueue()
-
-        def task() -> None:
-            try:
-                self.check()
-                result = work()
-                done.put(lambda: result)
-            except BaseException as error:
-                raised = error  # the name `error` ends with this block
-                done.put(lambda: _raise(raised))
-
-        def wait() -> T:
-            if not self._count:
-                task()
-            return done.get()()
-
+        task = _Task(work, self.check)
         if not self._count:
-            return wait
-        self._work.put(task)
+            return task.do_and_wait
+        self._work.put(task.do)
         while len(self._threads) < self._count and not self._stopped:
             thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             thread.start()
             self._threads.append(thread)
         if self._stopped:  # and the mark may be before the task
-            done.put(self._refuse)
-        return wait
+            task.done.put(self._refuse)
+        return task.wait
 
     def check(self) -> None:
         """Leave long work in between.
@@ -94,6 +79,30 @@ class Background:
             task()
             del task  # and with it what the work refers to
         self._work.put(None)  # for the next thread
+
+
+class _Task(Generic[T]):
+    """Some work, and what came of it; no nested functions, each of which a checker of types would look at anew."""
+
+    def __init__(self, work: Callable[[], T], check: Callable[[], None]) -> None:
+        self.done: SimpleQueue[Callable[[], T]] = SimpleQueue()
+        self._work, self._check = work, check
+
+    def do(self) -> None:
+        try:
+            self._check()
+            result = self._work()
+            self.done.put(lambda: result)
+        except BaseException as error:
+            raised = error  # the name `error` ends with this block
+            self.done.put(lambda: _raise(raised))
+
+    def wait(self) -> T:
+        return self.done.get()()
+
+    def do_and_wait(self) -> T:
+        self.do()
+        return self.wait()
 
 
 def _raise(error: BaseException) -> NoReturn:

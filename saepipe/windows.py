@@ -7,10 +7,12 @@ begun: the rows of a window in all, and those of the windows that are read ahead
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from saepipe.background import Background
@@ -72,19 +74,18 @@ class Windows:
         """Return the work of reading a window; its batches have slots by now."""
         # Rows may be for no batch: for one before the first, or left out of the epoch, which the last entry is for.
         slots = np.array([*(self._coming.get(number, -1) for number in self._order.batches_of(place)), -1])
+        return partial(self._read, place, slots, readers.check)
 
-        def read() -> None:
-            window, blocks = self._order.window(place), self._order.blocks
-            batch, row = np.divmod(np.arange(window.start, window.stop), self._order.lane_batch)
-            slot = slots[np.minimum(batch - batch[0], len(slots) - 1)]
-            row += slot * self._batch_rows + self._lanes.index(place.lane) * self._order.lane_batch
-            goals = np.full((len(window.blocks), blocks.block_rows), -1)
-            goals.reshape(-1)[window.rows] = np.where(slot < 0, -1, row)
-            where = [*zip(blocks.shard[window.blocks].tolist(), blocks.number[window.blocks].tolist(), strict=True)]
-            for rows in self._rows:
-                rows.fill(where, goals, between=readers.check)
-
-        return read
+    def _read(self, place: Place, slots: Int64[np.ndarray, " batch"], between: Callable[[], None]) -> None:
+        window, blocks = self._order.window(place), self._order.blocks
+        batch, row = np.divmod(np.arange(window.start, window.stop), self._order.lane_batch)
+        slot = slots[np.minimum(batch - batch[0], len(slots) - 1)]
+        row += slot * self._batch_rows + self._lanes.index(place.lane) * self._order.lane_batch
+        goals = np.full((len(window.blocks), blocks.block_rows), -1)
+        goals.reshape(-1)[window.rows] = np.where(slot < 0, -1, row)
+        where = [*zip(blocks.shard[window.blocks].tolist(), blocks.number[window.blocks].tolist(), strict=True)]
+        for rows in self._rows:
+            rows.fill(where, goals, between=between)
 
     def _hand_out(self, slot: int) -> list[Tensor]:
         """Return the rows of a slot, which is free again once they are copied or nobody has them any more."""
