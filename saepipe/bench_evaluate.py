@@ -34,7 +34,7 @@ def measure(config: RunConfig, folder: Path) -> list[Figure]:
     speeds = {"evaluate_tokens_per_s": tokens / rounds[-1][1], "passes_tokens_per_s": tokens / rounds[-1][0]}
     return [
         Figure(
-            f"evaluate, {PASSES} plain forward passes over it",
+            f"evaluate, share of its time that {PASSES} plain forward passes take",
             [plain / whole for plain, whole in rounds],
             speeds,
             told=speed(speeds["evaluate_tokens_per_s"]),

@@ -4,17 +4,15 @@ import logging
 import statistics
 import time
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from saepipe import grid
 from saepipe.bench_evaluate import pair, untrained
-from saepipe.bench_figure import Figure
-from saepipe.bench_step import activations, first_task
-from saepipe.bench_store import random_tokens, synthetic
+from saepipe.bench_figure import Figure, speed
+from saepipe.bench_step import activations, first_task, save_batches
+from saepipe.bench_store import of_random_rows, random_tokens, synthetic
 from saepipe.config import RunConfig
 from saepipe.contest import WARM_UP_STEPS, Contestant, Task
 from saepipe.language_model import LanguageModel
@@ -37,7 +35,8 @@ def measure(config: RunConfig, folder: Path) -> list[Figure]:
     model = LanguageModel.open(config.model)
     hook = config.stream.hook or config.model.hooks[0]
     d_in = model.width(hook)
-    tokens = room(config, model).rows
+    needed = room(config, model)
+    tokens = needed.rows
     step, stream = step_tokens_per_s(config, folder, d_in), stream_tokens_per_s(config, folder, d_in)
     rates = {
         "caching": (tokens, tokens_per_s(config, model)),
@@ -46,8 +45,10 @@ def measure(config: RunConfig, folder: Path) -> list[Figure]:
     }
     seconds = {verb: tokens / rate for verb, (tokens, rate) in rates.items()}
     log.info(
-        "your experiment will take about %s: %s; of training, the step alone takes %s tokens/s, the stream %s",
+        "your experiment will take about %s, and %.3g GB of disk: %s; of training, the step alone takes %s tokens/s, "
+        "the stream gives %s",
         duration(sum(seconds.values())),
+        needed.bytes / 1e9,
         ", ".join(f"{verb} {duration(each)} ({rates[verb][0]:,} tokens)" for verb, each in seconds.items()),
         f"{step:,.0f}",
         f"{stream:,.0f}",
@@ -63,7 +64,7 @@ def measure(config: RunConfig, folder: Path) -> list[Figure]:
                 **parts.get(verb, {}),
             },
             unit="s",
-            told=f"{rates[verb][1]:,.0f} tokens/s",
+            told=speed(rates[verb][1]),
         )
         for verb, each in seconds.items()
     ]
@@ -73,7 +74,7 @@ def step_tokens_per_s(config: RunConfig, folder: Path, d_in: int) -> float:
     """Time the steps of all points, which take the same batch in turn."""
     path, tokens = folder / "experiment.safetensors", config.stream.batch_tokens
     task = first_task(config, folder)
-    save_file({str(n): batch.cpu() for n, batch in enumerate(activations(d_in, tokens, 2, task.device))}, path)
+    save_batches(activations(d_in, tokens, 2, task.device), path)
     seconds = 0.0
     for point in grid.points(config):
         one = Task(
@@ -98,8 +99,7 @@ def step_tokens_per_s(config: RunConfig, folder: Path, d_in: int) -> float:
 def stream_tokens_per_s(config: RunConfig, folder: Path, d_in: int) -> float:
     """Time the stream on rows of the experiment's width and type."""
     store = synthetic(config, folder, config.bench.gb, d_in)
-    keys = replace(config.stream, hook=None, target_hook=None, positions=None, max_norm=None, roles=None)
-    stream = Stream(store, keys, exclude_special_tokens=config.data.exclude_special_tokens)
+    stream = Stream(store, of_random_rows(config.stream), exclude_special_tokens=config.data.exclude_special_tokens)
     with closing(stream.iterate()) as batches:
         next(batches)  # the first window is read before it
         begin, n = time.perf_counter(), stream.batches_per_epoch
@@ -109,7 +109,7 @@ def stream_tokens_per_s(config: RunConfig, folder: Path, d_in: int) -> float:
 
 
 def evaluate_tokens_per_s(config: RunConfig, folder: Path, model: LanguageModel, hook: str) -> float:
-    """Time the evaluation of an untrained SAE on one batch of contexts."""
+    """Time the evaluation of an untrained SAE on one batch of contexts, after a first one that does not count."""
     side = random_tokens(
         folder / "evaluated-here",
         contexts=config.evaluate.batch_prompts,
@@ -117,5 +117,5 @@ def evaluate_tokens_per_s(config: RunConfig, folder: Path, model: LanguageModel,
         vocab_size=model.vocab_size,
     ).train
     subject = Subject(untrained(config, model.width(hook)).to(model.device), hook, hook)
-    _, seconds = pair(config, model, subject, side)
-    return side.ids.size / seconds
+    seconds = [pair(config, model, subject, side)[1] for _ in range(1 + config.bench.rounds)][1:]
+    return side.ids.size / statistics.median(seconds)

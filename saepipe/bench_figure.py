@@ -1,6 +1,7 @@
 """A measured ratio or rate and what is promised of it, and the table that shows several."""
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ class Figure:
     """What else the table says."""
 
     @property
-    def ratio(self) -> float:
+    def value(self) -> float:
         """The median."""
         return statistics.median(self.rounds)
 
@@ -33,8 +34,8 @@ class Figure:
     def met(self) -> bool | None:
         """Whether the promise is kept; None where there is none."""
         if self.at_least is not None:
-            return self.ratio >= self.at_least
-        return None if self.at_most is None else self.ratio <= self.at_most
+            return self.value >= self.at_least
+        return None if self.at_most is None else self.value <= self.at_most
 
     @property
     def bar(self) -> str:
@@ -47,7 +48,7 @@ class Figure:
         """Return the figure as JSON values."""
         return {
             "figure": self.name,
-            "ratio": self.ratio,
+            "value": self.value,
             "unit": self.unit,
             "bar": self.bar,
             "met": self.met,
@@ -58,17 +59,36 @@ class Figure:
 
 def speed(tokens_per_s: float) -> str:
     """Say a rate in words, also by the day."""
-    return f"{tokens_per_s:,.0f} tokens/s, {86400 * tokens_per_s / 1e9:.3g}e9 a day"
+    per_day = 86400 * tokens_per_s
+    size, word = next(((size, word) for size, word in _LARGE if per_day >= size), (1, ""))
+    return f"{tokens_per_s:,.0f} tokens/s, {per_day / size:,.3g}{word} a day"
 
 
-def table(figures: list[Figure]) -> str:
-    """Lay figures out as text, one a line."""
+_LARGE = ((1e12, " trillion"), (1e9, " billion"), (1e6, " million"), (1e3, " thousand"))
+
+
+def table(figures: list[Figure], there: Mapping[str, float] | None = None) -> str:
+    """Lay figures out as text, one a line.
+
+    Args:
+        figures: The figures.
+        there: Name of a figure -> its value on another machine, for a column of its own.
+    """
     words = {True: "met", False: "missed", None: ""}
-    rows = [("figure", "ratio", "bar", "", "")]
+    rows = [("figure", "value", "rounds", "there", "wanted", "", "")]
     for figure in figures:
-        value = f"{figure.ratio:,.3f} {figure.unit}".rstrip()
-        rows.append((figure.name, value, figure.bar, words[figure.met], figure.told))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+        other = (there or {}).get(figure.name)
+        rows.append(
+            (
+                figure.name,
+                f"{figure.value:,.3f} {figure.unit}".rstrip(),
+                f"{min(figure.rounds):,.3g} to {max(figure.rounds):,.3g}" if figure.rounds[1:] else "",
+                "" if other is None else f"{other:,.3f} {figure.unit}".rstrip(),
+                figure.bar,
+                words[figure.met],
+                figure.told,
+            )
+        )
+    shown = [column for column in range(7) if column != 3 or there is not None]
+    widths = {column: max(len(row[column]) for row in rows) for column in shown}
+    return "\n".join("  ".join(row[column].ljust(widths[column]) for column in shown).rstrip() for row in rows)

@@ -4,16 +4,18 @@ All take their steps in turns on the same batches, each in a process of its own.
 `PROMISED`, in float32 on a CPU; elsewhere figures are for information.
 """
 
+import logging
 import math
 import statistics
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from saepipe import saes
@@ -21,11 +23,16 @@ from saepipe.bench_figure import Figure, speed
 from saepipe.config import RunConfig
 from saepipe.contest import Contestant, Task, in_turns
 from saepipe.errors import UserError, unknown
-from saepipe.peer_steps import offered
+from saepipe.peer_steps import LIBRARIES, offered
+
+log = logging.getLogger(__name__)
 
 PROMISED = {"d_in": 512, "d_sae": 4096, "batch_tokens": 2048, "k": 32}
 """Keys of the bench group at which the bars hold."""
-_N_BATCHES = 4
+STEPS_PARTS = {"step", "train", "start", "grid", "ranks"}
+"""Parts of the bench whose bars these are."""
+N_BATCHES = 4
+"""Batches that contestants take in turn."""
 _PRODUCT, _OURS = "product", "saepipe"
 
 
@@ -53,7 +60,8 @@ def cases(config: RunConfig) -> list[Case]:
     Raises:
         UserError: An architecture that there is not.
     """
-    k, widths = config.bench.k, [config.bench.d_sae // 16, config.bench.d_sae // 4]
+    k, d_sae = config.bench.k, config.bench.d_sae
+    widths = sorted({max(1, d_sae // 16), max(1, d_sae // 4)})
     found = [
         Case("topk", bars={"sparsify": 1.2, "SAELens": 3, "dictionary_learning": 3}),
         Case("batchtopk", bars={"SAELens": 3.5}),
@@ -78,20 +86,34 @@ def measure(config: RunConfig, folder: Path) -> list[Figure]:
         UserError: A process ended, such as one whose library is not there.
     """
     task = replace(first_task(config, folder), library=_OURS)
-    return [figure for case in cases(config) for figure in _measured(config, case, task)]
+    found: list[Figure] = []
+    for number, case in enumerate(cases(config)):
+        log.info("measuring step, %s (%d of %d) ...", case.name, number + 1, len(cases(config)))
+        found += _measured(config, case, task)
+    return found
 
 
 def check_peers(config: RunConfig) -> None:
-    """Look for the peers' environment.
+    """Look for the peers' environment, and the libraries in it.
 
     Raises:
-        UserError: It is not there.
+        UserError: They are not there.
     """
-    if config.bench.peers and not Path(config.bench.peers_python).exists():
-        raise UserError(
-            f"bench.peers_python={config.bench.peers_python} is not there: make it with `make peers`, or leave "
-            "bench.peers out"
-        )
+    if not config.bench.peers:
+        return
+    python, cure = config.bench.peers_python, "make it with `make peers`, or leave bench.peers out"
+    if not Path(python).exists():
+        raise UserError(f"bench.peers_python={python} is not there: {cure}")
+    wanted = sorted({LIBRARIES[library] for case in cases(config) for library in offered(case.architecture)})
+    code = f"import importlib.util; print(*(name for name in {wanted} if importlib.util.find_spec(name) is None))"
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise UserError(f"bench.peers_python={python} cannot be started ({error.strerror}): {cure}") from None
+    if done.returncode:
+        raise UserError(f"bench.peers_python={python} is no interpreter of Python: {cure}")
+    if missing := done.stdout.strip():
+        raise UserError(f"bench.peers_python={python} has no {missing.replace(' ', ', no ')}: {cure}")
 
 
 def chosen_device(config: RunConfig) -> str:
@@ -99,13 +121,18 @@ def chosen_device(config: RunConfig) -> str:
     return "cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu"
 
 
+def promised(config: RunConfig) -> bool:
+    """Tell whether what is promised of steps and the train verb holds for the run's keys and device."""
+    plain = chosen_device(config) == "cpu" and config.trainer.precision == "32-true" and not config.train.compile
+    return plain and all(getattr(config.bench, key) == value for key, value in PROMISED.items())
+
+
 def first_task(config: RunConfig, folder: Path) -> Task:
     """Write the batches, and return the task of the encoder's product on them."""
     bench, path = config.bench, folder / "batches.safetensors"
     device = chosen_device(config)
     if not path.exists():
-        batches = activations(bench.d_in, bench.batch_tokens, _N_BATCHES, device)
-        save_file({str(number): batch.cpu() for number, batch in enumerate(batches)}, path)
+        save_batches(activations(bench.d_in, bench.batch_tokens, N_BATCHES, device), path)
     return Task(
         _PRODUCT,
         "topk",
@@ -118,6 +145,12 @@ def first_task(config: RunConfig, folder: Path) -> Task:
         device=device,
         precision=config.trainer.precision,
     )
+
+
+def save_batches(batches: Iterable[Tensor], path: Path) -> None:
+    """Write batches for contestants, as they name them."""
+    # Into memory first: of a full disk, safetensors' own writing has an error of its own.
+    path.write_bytes(save({str(number): batch.cpu() for number, batch in enumerate(batches)}))
 
 
 def activations(d_in: int, tokens: int, n: int, device: str) -> Iterator[Tensor]:
@@ -147,9 +180,9 @@ def _measured(config: RunConfig, case: Case, task: Task) -> Iterator[Figure]:
         started = {name: stack.enter_context(_started(config, name, each)) for name, each in tasks.items()}
         contestants = {name: contestant.ready() for name, contestant in started.items()}
         # Several in a turn on a GPU, whose host may be ahead of it, as in training.
-        steps = _N_BATCHES if task.device == "cuda" else 1
+        steps = N_BATCHES if task.device == "cuda" else 1
         seconds = in_turns(contestants, config.bench.steps, steps=steps)
-        peaks = {name: each.ask(peak=_N_BATCHES) for name, each in contestants.items() if name != _PRODUCT}
+        peaks = {name: each.ask(peak=N_BATCHES) for name, each in contestants.items() if name != _PRODUCT}
         l0 = {name: each.ask(l0=1) for name, each in contestants.items() if name != _PRODUCT}
     yield from _figures(config, case, task, seconds, peaks, l0)
 
@@ -170,27 +203,38 @@ def _figures(
     l0: dict[str, float],
 ) -> Iterator[Figure]:
     """Make figures of the seconds of each turn."""
-    promised = task.device == "cpu" and task.precision == "32-true" and not config.train.compile
-    promised &= all(getattr(config.bench, key) == value for key, value in PROMISED.items())
+    kept = promised(config)
 
     def over(name: str) -> list[float]:
         return [theirs / mine for theirs, mine in zip(seconds[name], seconds[_OURS], strict=True)]
 
     ours = _speed(task, seconds[_OURS], peaks[_OURS], l0[_OURS])
-    yield Figure(f"step, {case.name}, the encoder's product alone over it", over(_PRODUCT), ours, told=_told(ours))
+    yield Figure(
+        f"step, {case.name}, share of its time that the encoder's product takes alone",
+        over(_PRODUCT),
+        ours,
+        told=_told(ours),
+    )
     others = [name for name in seconds if name not in (_PRODUCT, _OURS)]
     for name in others:
         theirs = _speed(task, seconds[name], peaks[name], l0[name])
-        bar = case.bars.get(name) if promised else None
-        yield Figure(f"step, {case.name}, tokens/s over {name}", over(name), theirs, at_least=bar, told=_told(theirs))
+        bar = case.bars.get(name) if kept else None
+        yield Figure(
+            f"step, {case.name}, tokens/s over {name}",
+            over(name),
+            theirs,
+            at_least=bar,
+            told=f"{name}: {_told(theirs)}",
+        )
     if others and not math.isnan(peaks[_OURS]):
         best = min(others, key=lambda name: peaks[name])
-        bar = 1.0 if promised else None
+        bar = 1.0 if kept else None
         yield Figure(
             f"step, {case.name}, memory over the best peer's ({best})",
             [peaks[_OURS] / peaks[best]],
             {"peak_bytes": peaks[_OURS], "peer_peak_bytes": peaks[best]},
             at_most=bar,
+            told=f"{peaks[_OURS] / 1e6:,.0f} MB over {peaks[best] / 1e6:,.0f} MB",
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saepipe.config import RunConfig
+from saepipe.config import RunConfig, StreamConfig
 from saepipe.errors import UserError
 from saepipe.lock import hold
 from saepipe.plan import Plan
@@ -72,6 +72,11 @@ def synthetic(config: RunConfig, parent: Path, gb: float, width: int = WIDTH) ->
             store.write(hook, shard, values[: plan.shard_rows(shard)])
         store.finalise()
     return store
+
+
+def of_random_rows(stream: StreamConfig) -> StreamConfig:
+    """Leave out what a store of random rows has not: other hooks, roles, rows to filter."""
+    return replace(stream, hook=None, target_hook=None, positions=None, max_norm=None, roles=None)
 
 
 def shard_files(store: Store) -> list[Path]:

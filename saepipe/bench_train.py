@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from saepipe.bench_figure import Figure, speed
-from saepipe.bench_step import first_task
+from saepipe.bench_step import first_task, promised, save_batches
 from saepipe.bench_store import HOOK, synthetic
 from saepipe.config import RunConfig
 from saepipe.contest import Contestant, answering, in_turns
@@ -29,6 +28,11 @@ TURN_STEPS = 25
 """Steps of a turn, as many as from one row of metrics to the next."""
 CHECKPOINT_STEPS = 50
 """Steps between two checkpoints: twenty times as often as by default."""
+PROGRAM = (
+    "-c",
+    "import time, lightning.pytorch; now = time.perf_counter(); from saepipe.bench_train import main; main(now)",
+)
+"""The verb, as an interpreter's arguments: lightning is imported before all else, and the clock starts."""
 _STORE_WINDOWS = 1.1
 """Windows that a store fills: the first one is read before the first step."""
 
@@ -36,7 +40,7 @@ _STORE_WINDOWS = 1.1
 def measure(config: RunConfig, folder: Path) -> list[Figure]:
     """Have the verb and the step alone take turns with TopK, and compare all of their seconds."""
     rows = folder / "rows.safetensors"  # of the store's kind, which a step takes another time for than for features
-    save_file({str(n): torch.randn(config.bench.batch_tokens, config.bench.d_in) for n in range(4)}, rows)
+    save_batches((torch.randn(config.bench.batch_tokens, config.bench.d_in) for _ in range(4)), rows)
     task = replace(first_task(config, folder), library="saepipe", batches=str(rows))
     keys = [f"train.log_every_steps={TURN_STEPS}", f"train.checkpoint_every_steps={CHECKPOINT_STEPS}"]
     store = random_store(config, folder)
@@ -52,15 +56,13 @@ def measure(config: RunConfig, folder: Path) -> list[Figure]:
             "train, tokens/s of the whole verb over its step alone",
             [rates["verb"] / rates["step"]],  # a checkpoint falls into some turns only, so the sums count
             {f"{name}_tokens_per_s": rate for name, rate in rates.items()},
-            at_least=0.9,
+            at_least=0.9 if promised(config) else None,
             told=speed(rates["verb"]),
         )
     ]
 
 
-def verb(
-    config: RunConfig, store: Store, run_dir: Path, *keys: str, program: Sequence[str] = ("saepipe.bench_train",)
-) -> Contestant:
+def verb(config: RunConfig, store: Store, run_dir: Path, *keys: str, program: Sequence[str] = PROGRAM) -> Contestant:
     """Start a train job of TopK that goes on for ever.
 
     The first that one hears from it are the seconds from lightning's import, which comes before all else in it, to the
@@ -71,7 +73,7 @@ def verb(
         store: What it trains on, as `random_store` makes it.
         run_dir: Its run folder.
         keys: More of its keys, which stand before others.
-        program: Module that runs it, and its own arguments.
+        program: The interpreter's arguments that run it.
     """
     bench = config.bench
     all_keys = [
@@ -88,7 +90,7 @@ def verb(
         f"train.tokens={10**12}",
         *keys,
     ]
-    return Contestant("the train verb", [sys.executable, "-m", *program, *all_keys])
+    return Contestant("the train verb", [sys.executable, *program, *all_keys])
 
 
 def random_store(config: RunConfig, folder: Path) -> Store:
@@ -137,16 +139,16 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def main() -> None:
-    """Be the train verb, whose steps wait for their turn."""
-    import lightning.pytorch
+def main(imported: float) -> None:
+    """Be the train verb, whose steps wait for their turn.
 
-    imported = time.perf_counter()
+    Args:
+        imported: Time, of `time.perf_counter`, at which lightning was imported.
+    """
     from saepipe.background import Background
     from saepipe.point import Point
     from saepipe.train import main as train
 
-    assert lightning.pytorch
     turns = _Turns(answering(), imported)
     Point.take_step = _after(turns.before_step, Point.take_step)  # type: ignore[method-assign]
     Background.check = _after(turns.before_block, Background.check)  # type: ignore[method-assign]
@@ -161,7 +163,3 @@ def _after(wait: Callable[[], None], method: Callable[..., Any]) -> Callable[...
         return method(*arguments, **names)
 
     return waits
-
-
-if __name__ == "__main__":
-    main()

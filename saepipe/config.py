@@ -379,6 +379,8 @@ class BenchConfig(Group, group="bench"):
     """Interpreter of the environment that they are in."""
     out: str | None = key(None, filled="name a file, or leave it out")
     """JSON file for the figures and the machine; None prints the table alone."""
+    against: str | None = key(None, filled="name a file, or leave it out")
+    """JSON file of another run or machine, whose values the table shows beside these."""
 
     def __post_init__(self) -> None:
         """Check what a range cannot say."""
@@ -388,6 +390,11 @@ class BenchConfig(Group, group="bench"):
         for part in self.parts:
             if part not in BENCH_PARTS:
                 raise unknown("bench.parts", part, BENCH_PARTS)
+        if 2 * self.k > self.d_sae:
+            raise UserError(
+                f"bench.k={self.k} is more than half of bench.d_sae={self.d_sae}, and a step is measured with 2 k "
+                "active latents; lower bench.k"
+            )
 
 
 @dataclass

@@ -9,10 +9,14 @@ the peak of its memory is its own. It takes steps when it is told to, over a pip
 
 import json
 import os
+import queue
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,8 @@ from saepipe.errors import UserError
 WARM_UP_STEPS = 3
 """Steps of each contestant that do not count: they set up what later ones use again."""
 _LAST_LINES = 5
+_LOOK_S = 0.2
+"""How often one looks after others while one waits for a contestant."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +86,29 @@ class Contestant:
     def __init__(self, name: str, command: Sequence[str], *, cure: str = "run the same command again") -> None:
         self.name, self._cure = name, cure
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed at the exit
-        self._process = subprocess.Popen(
-            [*command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            # Idle threads of those who wait would spin at first, in the time of whose turn it is.
-            env={**os.environ, "OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1"},
-        )
+        try:
+            self._process = subprocess.Popen(
+                [*command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                # Idle threads of those who wait would spin at first, in the time of whose turn it is.
+                env={**os.environ, "OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1"},
+            )
+        except OSError as error:
+            self._errors.close()
+            raise UserError(f"{name} cannot be started with {command[0]} ({error.strerror}); {cure}") from None
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        """Take the answers down, in a thread, so that one can wait for several contestants; "" is the end."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put("")
 
     def ready(self) -> "Contestant":
         """Wait until it is ready to take steps."""
@@ -104,17 +124,26 @@ class Contestant:
         except BrokenPipeError:
             raise self._ended() from None
 
-    def hear(self) -> float:
+    def hear(self, beside: Iterable["Contestant"] = ()) -> float:
         """Wait for the answer to a command.
 
+        Args:
+            beside: Others, without which this one would never answer.
+
         Raises:
-            UserError: The process ended; its last words are in the message.
+            UserError: The process ended, or another one did; its last words are in the message.
         """
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise self._ended()
-        return float(line)
+        while True:
+            try:
+                line = self._lines.get(timeout=_LOOK_S)
+            except queue.Empty:
+                for other in beside:
+                    if other._process.poll() is not None:
+                        raise other._ended() from None
+                continue
+            if not line:
+                raise self._ended()
+            return float(line)
 
     def ask(self, **command: int) -> float:
         """Send a command and wait for the answer."""
@@ -124,8 +153,14 @@ class Contestant:
     def _ended(self) -> UserError:
         code = self._process.wait()
         self._errors.seek(0)
-        last = " | ".join(self._errors.read().strip().splitlines()[-_LAST_LINES:])
-        return UserError(f"{self.name} ended with exit code {code}: {last or 'without a word'}; {self._cure}")
+        lines = self._errors.read().strip().splitlines()
+        refused = [line for line in lines if line.startswith("saepipe: ")]  # one sentence, with its cure
+        if refused:
+            return UserError(f"{self.name} ended: {refused[-1].removeprefix('saepipe: ')}")
+        last = " | ".join(lines[-_LAST_LINES:])
+        how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+        memory = ", perhaps for want of memory" if code == -9 else ""
+        return UserError(f"{self.name} ended with {how}{memory}: {last or 'without a word'}; {self._cure}")
 
     def __enter__(self) -> "Contestant":
         return self
@@ -133,7 +168,12 @@ class Contestant:
     def __exit__(self, *_: object) -> None:
         """End it, and wait for that: its memory is wanted by the next."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # what was not read of the last command
+                pipe.close()
         self._errors.close()
 
 
@@ -164,20 +204,23 @@ def together(contestants: Iterable[Contestant], *, steps: int) -> list[float]:
     contestants = [*contestants]
     for contestant in contestants:
         contestant.tell(steps=steps)
-    return [contestant.hear() for contestant in contestants]
+    return [contestant.hear(contestants) for contestant in contestants]
 
 
 def answering() -> Callable[[float], None]:
     """Keep a contestant's standard output for its answers: what libraries print goes to standard error instead.
 
     Returns:
-        What answers with a number.
+        What answers with a number, and ends the process where nobody listens any more.
     """
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     def answer(number: float) -> None:
-        answers.write(f"{number}\n")
-        answers.flush()
+        try:
+            answers.write(f"{number}\n")
+            answers.flush()
+        except BrokenPipeError:
+            os._exit(0)
 
     return answer

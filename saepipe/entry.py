@@ -348,9 +348,13 @@ class _Plain(logging.StreamHandler[Any]):
         return getattr(sys, self._stream_name)
 
 
-def interrupted() -> NoReturn:
-    """End the process after Ctrl-C."""
-    sys.stderr.write(f"saepipe: interrupted; {GOES_ON}\n")
+def interrupted(then: str = GOES_ON) -> NoReturn:
+    """End the process after Ctrl-C.
+
+    Args:
+        then: How to go on.
+    """
+    sys.stderr.write(f"saepipe: interrupted; {then}\n")
     sys.exit(130)
 
 

@@ -229,8 +229,9 @@ class LanguageModel:
             return HuggingFaceHooks(model) if self.capture_path == "huggingface" else self._bridge(model)
 
     def _bridge(self, model: "PreTrainedModel") -> BridgeHooks:
-        log.info("model.hooks or model.compatibility_mode need the TransformerLens bridge, the slower capture path")
         mode = self.config.compatibility_mode
+        why = "model.compatibility_mode=true needs" if mode else f"model.hooks={self.config.hooks} need"
+        log.info("%s the TransformerLens bridge, the slower capture path", why)
         return BridgeHooks.boot(model, self.tokenizer, self._files.source, compatibility_mode=mode)
 
 

@@ -58,6 +58,11 @@ def hold(folder: str | Path, *, key: str, wait: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
+def can_hold() -> bool:
+    """Tell whether this platform has locks."""
+    return fcntl is not None
+
+
 def _lock(descriptor: int, folder: Path, key: str, *, wait: bool) -> None:
     """Take the lock, or say who has it."""
     if fcntl is None:

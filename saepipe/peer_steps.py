@@ -13,6 +13,8 @@ from torch import Tensor
 from saepipe.contest import Task
 from saepipe.own_steps import LR, NEVER, Steps, autocast, set_l0
 
+LIBRARIES = {"SAELens": "sae_lens", "dictionary_learning": "dictionary_learning", "sparsify": "sparsify"}
+"""Name of each library -> the package that one imports."""
 _MODULES = {
     "SAELens": "sae_lens.training.sae_trainer",
     "dictionary_learning": "dictionary_learning.trainers",
@@ -120,7 +122,10 @@ def _dictionary_learning(task: Task, batches: list[Tensor]) -> Steps:
 
 
 def _sparsify(task: Task, batches: list[Tensor]) -> Steps:
-    """Make the step of its Trainer with Adam: unit decoder rows, no AuxK, and the mask of what fired."""
+    """Make the step of its Trainer with Adam: unit decoder rows, no AuxK, and the mask of what fired.
+
+    Left out is what its trainer does besides and is small: counts of tokens, means for the log, the schedule.
+    """
     from sparsify import SparseCoder, SparseCoderConfig
 
     if task.device == "cuda":

@@ -2,6 +2,8 @@
 
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -17,6 +19,17 @@ def hide() -> None:
     """Show no bar in this process: what it does is in another one's."""
     global _hidden
     _hidden = True
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """Show no bar while the block runs."""
+    global _hidden
+    before, _hidden = _hidden, True
+    try:
+        yield
+    finally:
+        _hidden = before
 
 
 def bar(step: str, tokens: int, done: int = 0) -> "tqdm[Any]":

@@ -65,7 +65,9 @@ def largest_by_groups(
 FEW = 0.02
 """Share of the pre-activations, as a sample tells it, up to which a CPU is faster with sparse gradients: these take
 time for each active latent, dense products for each latent (docs/training.md has a table)."""
-_SAMPLE_STEP = 257  # a prime, so that a sample of the batch does not keep to some latents
+_SAMPLED = 2**20
+"""Pre-activations up to which all are counted, not a sample."""
+_SAMPLE_STEPS = (257, 263)  # primes, of which one does not divide d_sae, so that a sample does not keep to some latents
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ class Entries:
 def few(values: Float[Tensor, "token d_sae"], least: float | Float[Tensor, " d_sae"] = 0.0) -> Entries | None:
     """Find what is above a threshold, where that is few enough for sparse gradients to be the faster ones.
 
-    On CUDA, the host would have to wait for their number in every step, and a compiled loss has one way only.
+    On CUDA, the host would have to wait for their number in every step, and a compiled loss has one way only. What is
+    not a number counts as above, so that the loss is none either and is noticed.
 
     Args:
         values: Where to look.
@@ -114,13 +117,14 @@ def few(values: Float[Tensor, "token d_sae"], least: float | Float[Tensor, " d_s
     if values.device.type != "cpu" or torch.compiler.is_compiling():
         return None
     values = values.detach()
-    sample = values.flatten()[::_SAMPLE_STEP]
-    theirs = least
+    step = 1 if values.numel() <= _SAMPLED else _SAMPLE_STEPS[values.shape[1] % _SAMPLE_STEPS[0] == 0]
+    sample, theirs = values.flatten()[::step], least
     if isinstance(theirs, Tensor):
-        theirs = theirs[torch.arange(0, values.numel(), _SAMPLE_STEP) % len(theirs)]
-    if int((sample > theirs).sum()) > FEW * len(sample):
+        theirs = theirs[torch.arange(0, values.numel(), step) % len(theirs)]
+    if len(sample) - int((sample <= theirs).sum()) > FEW * len(sample):
         return None
-    return Entries.at(values, (values > least).flatten().nonzero().squeeze(1))
+    above = (values <= least).logical_not_()
+    return Entries.at(values, above.flatten().nonzero().squeeze(1))
 
 
 def scaled(

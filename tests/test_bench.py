@@ -13,7 +13,7 @@ import small_models
 
 from saepipe import bench_memory, bench_stream, entry
 from saepipe.bench import bench, scratch
-from saepipe.bench_figure import Figure, table
+from saepipe.bench_figure import Figure, speed, table
 from saepipe.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -61,9 +61,9 @@ def test_it_measures_all_parts_prints_a_table_and_leaves_nothing_behind(model: P
     assert sum(name.startswith("stream, rows/s") for name in names) == (2 if hasattr(os, "posix_fadvise") else 1)
     assert sum(name.startswith("stream, memory") for name in names) == 3
     assert sum(name.startswith("limit, ") for name in names) == (4 if hasattr(os, "posix_fadvise") else 3)
-    assert "evaluate, 4 plain forward passes over it" in names
+    assert "evaluate, share of its time that 4 plain forward passes take" in names
     for figure in found["figures"]:
-        assert figure["ratio"] > 0
+        assert figure["value"] > 0
         assert (figure["unit"] != "") == figure["figure"].startswith("limit")
         assert len(figure["rounds"]) == 1
         assert figure["figure"] in done.stdout
@@ -78,7 +78,7 @@ def test_the_random_model_is_measured_where_none_is_named(tmp_path: Path, monkey
     monkeypatch.setattr(bench_cache, "BLOCK", 1)
     config = entry.load_config("bench", [*TINY, "bench.parts=[cache]", f"bench.dir={tmp_path}/x", "bench.rounds=1"])
     figures = bench(config)["figures"]
-    assert figures[1]["bar"] == "at least 0.95"
+    assert figures[1]["bar"] == ""  # too few tokens to judge by
     assert figures[1]["cache_tokens_per_s"] > 0
     assert figures[2]["figure"] == "cache, time of 2 hooks over that of the deepest, capturing"
     assert not list(tmp_path.iterdir())
@@ -123,7 +123,13 @@ def test_nothing_stays_after_a_signal(tmp_path: Path) -> None:
         (["bench.architectures=[topk2]", "bench.parts=[step]"], "bench.architectures=topk2 is not known; did you mean"),
         (["bench.peers=true", "bench.peers_python=no/python", "bench.parts=[step]"], "make it with `make peers`"),
         (["bench.batch_tokens=30", "bench.parts=[ranks]"], "bench.batch_tokens=30 cannot be shared by 4 ranks"),
-        (["bench.gb=1e9"], "bench.gb=1000000000.0 needs"),
+        (["bench.k=20", "bench.d_sae=39"], "bench.k=20 is more than half of bench.d_sae=39"),
+        (["bench.out=."], "bench.out=. is a folder; name a file"),
+        (["bench.against=README.md"], "bench.against=README.md is no file that bench.out=README.md would have written"),
+        (["bench.against=gone.json"], "bench.against=gone.json is no file"),
+        (["trainer.precision=64-true"], "trainer.precision=64-true is not measured"),
+        (["trainer.devices=2"], "leave trainer.devices and trainer.num_nodes out"),
+        (["bench.gb=1e9"], "bench.gb=1000000000.0, bench.batch_tokens=2048"),
         (["model.hooks=[blocks.1.hook_mlp_out]", "model.name=demo", "bench.parts=[cache]"], "give blocks.N.hook_resid"),
     ],
 )
@@ -131,6 +137,13 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, overrides: list[str]
     with pytest.raises(UserError, match=words):
         bench(entry.load_config("bench", [*TINY, f"bench.dir={tmp_path}/x", *overrides]))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    keys = ["trainer.accelerator=gpu", f"bench.dir={tmp_path}/x", "bench.parts=[limits]"]
+    with pytest.raises(UserError, match="accelerator=gpu: there is no CUDA device"):
+        bench(entry.load_config("bench", [*TINY, *keys]))
 
 
 def test_memory_needs_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,9 +168,75 @@ def test_the_table_says_what_was_met() -> None:
         Figure("time", [2000.0], {}, unit="s", told="1 token/s"),
     ]
     assert table(figures).splitlines() == [
-        "figure  ratio        bar",
-        "speed   0.900        at least 0.95  missed",
-        "size    1.100        at most 1.2    met",
+        "figure  value        rounds    wanted",
+        "speed   0.900        0.2 to 1  at least 0.95  missed",
+        "size    1.100                  at most 1.2    met",
         "other   2.000",
-        "time    2,000.000 s                         1 token/s",
+        "time    2,000.000 s                                   1 token/s",
     ]
+    assert table(figures[1:], {"time": 1500.0, "gone": 1.0}).splitlines() == [
+        "figure  value        rounds  there        wanted",
+        "size    1.100                             at most 1.2  met",
+        "other   2.000",
+        "time    2,000.000 s          1,500.000 s                    1 token/s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        (0.001, "0 tokens/s, 86.4 a day"),
+        (0.5, "0 tokens/s, 43.2 thousand a day"),
+        (307.0, "307 tokens/s, 26.5 million a day"),
+        (15_348.0, "15,348 tokens/s, 1.33 billion a day"),
+        (2e7, "20,000,000 tokens/s, 1.73 trillion a day"),
+    ],
+)
+def test_a_rate_is_told_by_the_second_and_by_the_day(rate: float, words: str) -> None:
+    assert speed(rate) == words
+
+
+def test_what_was_measured_until_an_interruption_is_told_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from saepipe import bench as module
+    from saepipe import bench_limits
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_limits, "measure", lambda *_: [Figure("limit, wit", [3.0], {})])
+    monkeypatch.setattr(bench_stream, "measure", interrupt)
+    out = tmp_path / "out.json"
+    keys = ["bench.parts=[limits,stream]", f"bench.dir={tmp_path}/x", f"bench.out={out}"]
+    with pytest.raises(SystemExit) as ended:
+        module._interruptible(entry.load_config("bench", [*TINY, *keys]))
+    assert ended.value.code == 130
+    assert "saepipe: interrupted; the parts that were finished are above" in capsys.readouterr().err
+    assert [figure["value"] for figure in json.loads(out.read_text())["figures"]] == [3.0]
+
+
+def test_another_machines_values_stand_beside_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from saepipe import bench_limits
+
+    monkeypatch.setattr(bench_limits, "measure", lambda *_: [Figure("limit, wit", [3.0], {}, unit="W")])
+    there = tmp_path / "there.json"
+    keys = ["bench.parts=[limits]", f"bench.dir={tmp_path}/x"]
+    bench(entry.load_config("bench", [*TINY, *keys, f"bench.out={there}"]))
+    there.write_text(there.read_text().replace("3.0", "4.0"))
+    with caplog.at_level("INFO", "saepipe"):
+        bench(entry.load_config("bench", [*TINY, *keys, f"bench.against={there}"]))
+    assert "limit, wit  3.000 W          4.000 W" in caplog.text
+
+
+def test_a_key_that_is_not_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from saepipe import bench_limits
+
+    monkeypatch.setattr(bench_limits, "measure", lambda *_: [Figure("limit, wit", [3.0], {})])
+    keys = ["bench.parts=[limits]", f"bench.dir={tmp_path}/x", "sae.k=4", "sae=topk"]
+    bench(entry.load_config("bench", [*TINY, *keys]))
+    assert "sae.k=4 has no effect on bench.parts=['limits'], which reads the bench group" in caplog.text

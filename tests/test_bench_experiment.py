@@ -44,7 +44,7 @@ def test_all_verbs_are_timed_at_their_own_sizes(
     assert [*figures] == ["experiment, caching", "experiment, training", "experiment, evaluation"]
     training = figures["experiment, training"]
     assert training.measured["tokens_per_s"] == pytest.approx(500)  # two points, one after the other
-    assert training.ratio == pytest.approx(4_000_000 / 500)
+    assert training.value == pytest.approx(4_000_000 / 500)
     assert training.measured["stream_tokens_per_s"] > 500
     assert figures["experiment, caching"].measured["tokens"] > 100_000  # and what is held out
     assert "your experiment will take about " in caplog.text

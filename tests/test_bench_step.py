@@ -32,22 +32,22 @@ class Fake(Contestant):
 def figures(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> dict[str, Figure]:
     monkeypatch.setattr(bench_step, "_started", Fake)
     monkeypatch.setattr(bench_step, "activations", lambda *sizes: [torch.zeros(1, 1)])
-    keys = ["trainer.accelerator=cpu", "bench.steps=3", f"bench.peers_python={Path(__file__)}", *overrides]
+    keys = ["trainer.accelerator=cpu", "bench.steps=3", *overrides]
     found = bench_step.measure(entry.load_config("bench", keys), folder)
     return {figure.name: figure for figure in found}
 
 
 def test_tokens_memory_and_the_product_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = figures(tmp_path, monkeypatch, "bench.peers=true", "bench.architectures=[topk]")
-    product = found["step, topk, the encoder's product alone over it"]
+    product = found["step, topk, share of its time that the encoder's product takes alone"]
     assert product.rounds == pytest.approx([0.5] * 3)
     assert product.measured["tokens_per_s"] == pytest.approx(2048 / 0.02)
     assert product.measured["tokens_per_day"] == pytest.approx(86400 * 2048 / 0.02)
     assert product.measured["encoder_flop_per_s"] == pytest.approx(2 * 512 * 4096 * 2048 / 0.02)
-    assert product.told == "102,400 tokens/s, 8.85e9 a day, 250 MB, L0 32"
+    assert product.told == "102,400 tokens/s, 8.85 billion a day, 250 MB, L0 32"
     assert product.met is None
     ratios = {name: found[f"step, topk, tokens/s over {name}"] for name in PEAKS if name != "saepipe"}
-    assert {name: figure.ratio for name, figure in ratios.items()} == pytest.approx(
+    assert {name: figure.value for name, figure in ratios.items()} == pytest.approx(
         {"SAELens": 4, "sparsify": 1.5, "dictionary_learning": 2.5}
     )
     assert {name: figure.met for name, figure in ratios.items()} == {
@@ -56,7 +56,7 @@ def test_tokens_memory_and_the_product_are_compared(tmp_path: Path, monkeypatch:
         "dictionary_learning": False,
     }
     memory = found["step, topk, memory over the best peer's (dictionary_learning)"]
-    assert memory.ratio == pytest.approx(250 / 245)
+    assert memory.value == pytest.approx(250 / 245)
     assert memory.met is False
 
 
@@ -78,7 +78,7 @@ def test_where_the_system_tells_no_memory_none_is_compared(tmp_path: Path, monke
 def test_without_peers_every_architecture_is_measured_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [*figures(tmp_path, monkeypatch)]
     assert names == [
-        f"step, {case}, the encoder's product alone over it"
+        f"step, {case}, share of its time that the encoder's product takes alone"
         for case in (
             *("topk", "batchtopk", "matryoshka", "jumprelu", "jumprelu at L0 32"),
             *("gated", "gated at L0 32", "standard", "standard at L0 64"),

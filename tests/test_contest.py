@@ -55,6 +55,41 @@ def test_one_that_dies_says_why_and_what_to_do() -> None:
     assert str(caught.value) == "one of 1 s ended with exit code 1: took 91 steps | no memory | is left; buy some"
 
 
+def test_one_that_waits_for_another_that_died_is_not_waited_for() -> None:
+    waiting = [sys.executable, "-c", "import time; time.sleep(600)"]
+    ending = [sys.executable, "-c", "exit(3)"]
+    with Contestant("rank 0", waiting) as first, Contestant("rank 1", ending) as second:  # noqa: SIM117
+        with pytest.raises(UserError, match="rank 1 ended with exit code 3: without a word"):
+            first.hear([first, second])
+
+
+def test_one_that_is_killed_says_by_what() -> None:
+    with contestant(1) as killed:
+        killed.ready()._process.kill()
+        with pytest.raises(UserError, match="one of 1 s ended with signal SIGKILL, perhaps for want of memory"):
+            killed.ask(steps=1)
+
+
+def test_what_one_refuses_is_told_in_its_own_words() -> None:
+    code = "import sys; sys.stderr.write('a word\\nsaepipe: sae.k=9 is more; give less\\n'); sys.exit(2)"
+    with Contestant("the train verb", [sys.executable, "-c", code]) as refused:  # noqa: SIM117
+        with pytest.raises(UserError, match=r"^the train verb ended: sae.k=9 is more; give less$"):
+            refused.ready()
+
+
+def test_one_that_cannot_be_started_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"SAELens cannot be started with .* \(Permission denied\); buy some"):
+        Contestant("SAELens", [str(tmp_path), "-m", "x"], cure="buy some")
+
+
+def test_one_whose_listener_is_gone_ends(tmp_path: Path) -> None:
+    code = "import time, saepipe.contest; answer = saepipe.contest.answering(); time.sleep(0.5); answer(1); exit(9)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(60) == 0
+
+
 def test_one_that_has_died_before_it_is_told_says_so_too() -> None:
     with Contestant("nobody", [sys.executable, "-c", "raise SystemExit(3)"]) as nobody:
         with pytest.raises(UserError, match="nobody ended with exit code 3: without a word; run the same command"):

@@ -179,7 +179,7 @@ ROOMS: dict[str, tuple[int, set[str]]] = {
     "contestant": (4, TENSORS | {"safetensors"}),
     "own_steps": (3, TENSORS),
     "peer_steps": (3, {"torch", "sae_lens", "dictionary_learning", "sparsify"}),
-    "bench": (5, {"torch"}),
+    "bench": (5, {"torch", "transformers"}),
     "demo.__main__": (5, set()),
     "demo.pipeline": (5, set()),
     "demo.acceptance": (5, {"torch"}),

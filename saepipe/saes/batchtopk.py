@@ -71,7 +71,9 @@ class BatchTopKSAE(RankedSAE):
             smallest = step.survey
             places = ((values >= smallest) & (values > 0)).nonzero().squeeze(1)
         kept = sparse.Entries.at(ranked, places)
-        return Kept(kept.values, kept.indices, kept.offsets, smallest)
+        # What is not a number is never among the largest, and must show in the loss all the same.
+        unsound = torch.where(ranked.sum().isnan(), math.nan, 0.0)
+        return Kept(kept.values + unsound.to(kept.values.dtype), kept.indices, kept.offsets, smallest)
 
     def _notes(self, kept: Kept) -> dict[str, Tensor]:
         """The smallest activation that is kept; 0 where none is, since all of them are positive."""

@@ -26,8 +26,8 @@ def test_steps_the_whole_verb_its_start_grids_and_ranks_are_measured(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
     figures = {figure["figure"]: figure for figure in json.loads((tmp_path / "out.json").read_text())["figures"]}
     assert len(figures) == 3 + 1 + 1 + 2 + 4
-    assert all(figure["ratio"] > 0 for figure in figures.values())
-    gated = figures["step, gated at L0 4, the encoder's product alone over it"]
+    assert all(figure["value"] > 0 for figure in figures.values())
+    gated = figures["step, gated at L0 4, share of its time that the encoder's product takes alone"]
     assert gated["l0"] == pytest.approx(4, rel=0.3)
     assert gated["tokens_per_day"] == pytest.approx(86400 * gated["tokens_per_s"])
     assert figures["start, from lightning's import to the first step"]["unit"] == "s"

@@ -1,5 +1,6 @@
 """Few active latents make a step sparse; nothing but rounding depends on it."""
 
+import math
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from small_saes import D_OUT, D_SAE, DEAD, TOKENS, data, make, make_transcoder, targets
 from torch import Tensor
 
-from saepipe import sparse
+from saepipe import saes, sparse
+from saepipe.config import OptimConfig
+from saepipe.point import Point
 from saepipe.saes.base import Losses, Step
 
 ALL, NONE = 2.0, -1.0  # shares up to which a step is sparse
@@ -60,7 +63,6 @@ def test_losses_and_gradients_are_the_dense_ones(
 
 @pytest.mark.parametrize("case", ["standard", "gated", "narrow"])
 def test_only_few_active_latents_are_looked_at_one_by_one(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sparse, "_SAMPLE_STEP", 1)
     looked_at: list[int] = []
     decode = sparse.decode
 
@@ -75,6 +77,40 @@ def test_only_few_active_latents_are_looked_at_one_by_one(case: str, monkeypatch
     assert not looked_at
     taken(1.1 * share, case, monkeypatch)
     assert active <= max(looked_at) < 1.1 * active
+
+
+def test_a_sample_looks_at_all_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "_SAMPLED", 0)
+    for d_sae in (256, 257, 16 * 257, 263):
+        active = torch.zeros(300, d_sae)
+        active[:, 1::2] = 1.0  # half of them, and none of those that a step of d_sae would come to
+        monkeypatch.setattr(sparse, "FEW", 0.4)
+        assert sparse.few(active) is None
+        monkeypatch.setattr(sparse, "FEW", 0.6)
+        found = sparse.few(active)
+        assert found is not None
+        assert len(found.values) == int(active.sum())
+
+
+@pytest.mark.parametrize("name", ["standard", "gated", "jumprelu", "batchtopk", "matryoshka", "topk"])
+@pytest.mark.parametrize("where", ["input", "encoder", "bias", "decoder"])
+def test_what_is_not_a_number_is_not_lost(name: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "FEW", 1.0)
+    cls = saes.architecture(name)
+    keys = {"k": 2} if "k" in cls.config_class.__dataclass_fields__ else {}
+    sae = cls(cls.config_class(d_sae=64, apply_b_dec_to_input=False, **keys), 8, 5)
+    sae.initialise(torch.Generator().manual_seed(0))
+    point = Point(sae, OptimConfig(), total_steps=10)
+    point.make_optimizer()
+    draw = torch.Generator().manual_seed(1)
+    x, y = torch.randn(32, 8, generator=draw), torch.randn(32, 5, generator=draw)
+    point.take_step(x, y, 0, measure=False)
+    assert not point.broken
+    bad = {"input": x, "encoder": sae.W_enc, "bias": sae.get_parameter(sae.latent_parameters[0]), "decoder": sae.W_dec}
+    with torch.no_grad():
+        bad[where][(7,) if where == "bias" else (3, 4)] = math.nan
+    point.take_step(x, y, 1, measure=False)
+    assert point.broken
 
 
 def test_no_active_latent_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
