@@ -36,7 +36,7 @@ def measure(config: RunConfig, folder: Path) -> list[Figure]:
     slow = _seconds(config, folder, rows_per_s)
     return [
         _figure(config, "grid, time of four points over that of four runs", seconds, 1.03),
-        _figure(config, f"grid, the same on a disk of 1/{SLOWER} of the step's rate", slow, 0.5),
+        _figure(config, f"grid, the same on a disk of about 1/{SLOWER} of a run's rate", slow, 0.5),
     ]
 
 
@@ -62,7 +62,7 @@ def _figure(config: RunConfig, name: str, seconds: dict[str, list[float]], bar: 
         [grid / run for grid, run in zip(seconds["grid"], seconds["run"], strict=True)],
         {f"{side}_tokens_per_s": rate for side, rate in rates.items()},
         at_most=bar if promised(config) else None,
-        told=f"{speed(rates['grid'])}, of all points",
+        told=f"{speed(rates['grid'])}, of all points; the run: {rates['run']:,.0f} tokens/s",
     )
 
 

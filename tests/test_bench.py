@@ -160,6 +160,18 @@ def test_a_folder_that_somebody_else_uses_meanwhile_stays(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.rglob("*")] == ["new", "file"]
 
 
+def test_what_a_killed_bench_left_is_gone_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("saepipe-bench-left", "saepipe-bench-mine", "bench-other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / "saepipe-bench-left" / ".lock").touch()
+    with scratch(tmp_path) as first, scratch(tmp_path) as second:
+        assert first.is_dir()  # another bench holds it
+        assert second.is_dir()
+        there = {path.name for path in tmp_path.iterdir()} - {first.name, second.name}
+    assert there == {path.name for path in tmp_path.iterdir()} == {"saepipe-bench-mine", "bench-other"}
+
+
 def test_the_table_says_what_was_met() -> None:
     figures = [
         Figure("speed", [0.2, 0.9, 1.0], {}, at_least=0.95),
