@@ -185,7 +185,8 @@ def scratch(parent: Path) -> Iterator[Path]:
     _remove_left(parent)
     new = [path for path in (parent, *parent.parents) if not path.exists()]
     alone = threading.current_thread() is threading.main_thread()  # no other thread may set signals
-    before = {number: signal.signal(number, _terminate) for number in _ENDING} if alone else {}
+    heard = [number for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores one
+    before = {number: signal.signal(number, _terminate) for number in heard} if alone else {}
     try:
         with disk_errors("bench.dir", parent):
             parent.mkdir(parents=True, exist_ok=True)

@@ -99,6 +99,22 @@ def test_nothing_stays_after_an_error(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+def test_a_hang_up_ends_it_unless_it_is_ignored(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended, scratch(tmp_path):
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert ended.value.code == 129
+    assert not list(tmp_path.iterdir())
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with scratch(tmp_path) as folder:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert folder.is_dir()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
 def test_nothing_stays_after_a_signal(tmp_path: Path) -> None:
     overrides = ["bench.parts=[stream]", "bench.dir=scratch", "bench.rounds=100000"]
     process = subprocess.Popen(
@@ -111,6 +127,7 @@ def test_nothing_stays_after_a_signal(tmp_path: Path) -> None:
     _, error = process.communicate(timeout=60)
     assert process.returncode == 143, error
     assert "Traceback" not in error
+    assert "saepipe: SIGTERM; the parts that were finished are above" in error
     assert not list(tmp_path.iterdir())
 
 
