@@ -12,6 +12,7 @@ from saepipe import entry
 from saepipe.composition_errors import CONF, sentence
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
+from saepipe.overrides import parsed
 
 _GRID_GROUPS = ("sae", "optim")
 
@@ -48,7 +49,7 @@ def load(overrides: Sequence[str]) -> tuple[list[RunConfig], Path]:
 def _parted(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Part what was typed into what all points share, and key -> values of what differs."""
     try:
-        found = entry.parsed(overrides)
+        found = parsed(overrides)
         swept = {one.key_or_group: list(one.sweep_string_iterator()) for one in found if one.is_sweep_override()}
         plain = [text for text, one in zip(overrides, found, strict=True) if not one.is_sweep_override()]
         typed = {one.key_or_group for one in found}
@@ -65,7 +66,7 @@ def _of_sweep_group(overrides: list[str]) -> dict[str, list[str]]:
         return {}
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="launch"):
         params = compose("launch", overrides, return_hydra_config=True).hydra.sweeper.params or {}
-    found = entry.parsed([f"{key}={values}" for key, values in params.items()])
+    found = parsed([f"{key}={values}" for key, values in params.items()])
     return {
         one.key_or_group: list(one.sweep_string_iterator())
         if one.is_sweep_override()

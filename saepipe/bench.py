@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saepipe import durable, entry
+from saepipe.bench_keys import BenchConfig
 from saepipe.config import RunConfig
 from saepipe.durable import disk_errors
 from saepipe.errors import UserError
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
     from saepipe.bench_figure import Figure
 
 log = logging.getLogger(__name__)
+
+_OF_STEPS = {"step", "train", "start", "grid", "ranks"}
+"""Parts that are judged at the sizes of steps."""
+_SIZE = {"cache": "tokens", "stream": "gb", "memory": "gb"}
+"""Other parts -> key of the bench group that they need the default of, or more, to be judged."""
+_PREFIX = "saepipe-bench-"
+_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_TILL_THEN = "the parts that were finished are above, and in bench.out where one was given"
 
 
 def bench(config: RunConfig) -> dict[str, Any]:
@@ -61,7 +70,8 @@ def bench(config: RunConfig) -> dict[str, Any]:
                 for part in parts_of(config):
                     log.info("measuring %s ...", part)
                     began = time.perf_counter()
-                    figures += _part(part)(config, folder)
+                    found = _part(part)(config, folder)
+                    figures += found if judged(config, part) else [figure.for_information() for figure in found]
                     document["seconds"][part] = round(time.perf_counter() - began, 1)
                     document["figures"] = [figure.document() for figure in figures]
                     _write(document, config.bench.out)
@@ -145,7 +155,7 @@ def _check(config: RunConfig, folder: Path) -> None:
 
 def _say_where(config: RunConfig, machine: dict[str, Any]) -> None:
     """Say what is measured, and where that is too busy to be measured well."""
-    from saepipe.bench_step import PROMISED, STEPS_PARTS, chosen_device, promised
+    from saepipe.bench_step import PROMISED, chosen_device, promised
 
     cores, load = machine["cores"] or 1, machine["load_before"] or 0.0
     log.info(
@@ -161,9 +171,19 @@ def _say_where(config: RunConfig, machine: dict[str, Any]) -> None:
             "the machine is busy (load %.1f on %s cores): times are longer and ratios less sure than on an idle one",
             *(load, cores),
         )
-    if STEPS_PARTS & {*parts_of(config)} and not promised(config):
+    if _OF_STEPS & {*parts_of(config)} and not promised(config):
         sizes = ", ".join(f"bench.{key}={value}" for key, value in PROMISED.items())
         log.info("promises about steps are for %s, in float32 on a CPU: here they are not judged", sizes)
+
+
+def judged(config: RunConfig, part: str) -> bool:
+    """Tell whether what is promised of a part holds at the run's sizes; elsewhere its figures are for information."""
+    from saepipe.bench_step import promised
+
+    if part in _OF_STEPS:
+        return promised(config)
+    size = _SIZE.get(part)
+    return size is None or getattr(config.bench, size) >= getattr(BenchConfig, size)
 
 
 def parts_of(config: RunConfig) -> list[str]:
@@ -210,16 +230,12 @@ def _remove_left(parent: Path) -> None:
             shutil.rmtree(left.parent, ignore_errors=True)
 
 
-_PREFIX = "saepipe-bench-"
-_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
 def _terminate(number: int, _: Any) -> None:
     raise SystemExit(128 + number)
 
 
 def _check_room(config: RunConfig, folder: Path) -> None:
-    from saepipe.bench_step import N_BATCHES, STEPS_PARTS
+    from saepipe.bench_step import N_BATCHES
     from saepipe.bench_store import LARGER
     from saepipe.bench_train import store_gb
 
@@ -227,7 +243,7 @@ def _check_room(config: RunConfig, folder: Path) -> None:
     stores = LARGER * bool({"stream", "memory"} & {*parts}) + ("memory" in parts)
     need = config.bench.gb * (stores + bool({"limits", "experiment"} & {*parts}))
     keys = [f"bench.gb={config.bench.gb}"] if need else []
-    if STEPS_PARTS & {*parts}:
+    if _OF_STEPS & {*parts}:
         need += 2 * N_BATCHES * 4 * config.bench.batch_tokens * config.bench.d_in / 1e9
         keys += [f"bench.{key}={getattr(config.bench, key)}" for key in ("batch_tokens", "d_in")]
     if {"train", "start", "grid"} & {*parts}:
@@ -284,9 +300,6 @@ def _interruptible(config: RunConfig) -> None:
         if isinstance(ended.code, int) and ended.code > 128:
             sys.stderr.write(f"saepipe: {signal.Signals(ended.code - 128).name}; {_TILL_THEN}\n")
         raise
-
-
-_TILL_THEN = "the parts that were finished are above, and in bench.out where one was given"
 
 
 if __name__ == "__main__":

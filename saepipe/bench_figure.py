@@ -2,8 +2,10 @@
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+_LARGE = ((1e12, " trillion"), (1e9, " billion"), (1e6, " million"), (1e3, " thousand"))
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Figure:
             return f"at least {self.at_least:g}"
         return "" if self.at_most is None else f"at most {self.at_most:g}"
 
+    def for_information(self) -> "Figure":
+        """Return it without the promise."""
+        return replace(self, at_least=None, at_most=None)
+
     def document(self) -> dict[str, Any]:
         """Return the figure as JSON values."""
         return {
@@ -64,9 +70,6 @@ def speed(tokens_per_s: float) -> str:
     return f"{tokens_per_s:,.0f} tokens/s, {per_day / size:,.3g}{word} a day"
 
 
-_LARGE = ((1e12, " trillion"), (1e9, " billion"), (1e6, " million"), (1e3, " thousand"))
-
-
 def table(figures: list[Figure], there: Mapping[str, float] | None = None) -> str:
     """Lay figures out as text, one a line.
 
@@ -75,20 +78,17 @@ def table(figures: list[Figure], there: Mapping[str, float] | None = None) -> st
         there: Name of a figure -> its value on another machine, for a column of its own.
     """
     words = {True: "met", False: "missed", None: ""}
-    rows = [("figure", "value", "rounds", "there", "wanted", "", "")]
+    rows = [("figure", "value", "rounds", *(["there"] if there is not None else []), "wanted", "", "")]
     for figure in figures:
-        other = (there or {}).get(figure.name)
-        rows.append(
-            (
-                figure.name,
-                f"{figure.value:,.3f} {figure.unit}".rstrip(),
-                f"{min(figure.rounds):,.3g} to {max(figure.rounds):,.3g}" if figure.rounds[1:] else "",
-                "" if other is None else f"{other:,.3f} {figure.unit}".rstrip(),
-                figure.bar,
-                words[figure.met],
-                figure.told,
-            )
-        )
-    shown = [column for column in range(7) if column != 3 or there is not None]
-    widths = {column: max(len(row[column]) for row in rows) for column in shown}
-    return "\n".join("  ".join(row[column].ljust(widths[column]) for column in shown).rstrip() for row in rows)
+        beside = [] if there is None else [_told(there.get(figure.name), figure.unit)]
+        spread = f"{min(figure.rounds):,.3g} to {max(figure.rounds):,.3g}" if figure.rounds[1:] else ""
+        value = _told(figure.value, figure.unit)
+        rows.append((figure.name, value, spread, *beside, figure.bar, words[figure.met], figure.told))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _told(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{value:,.3f} {unit}".rstrip()

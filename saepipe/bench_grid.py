@@ -14,7 +14,6 @@ from pathlib import Path
 
 from saepipe import bench_train
 from saepipe.bench_figure import Figure, speed
-from saepipe.bench_step import promised
 from saepipe.bench_train import random_store, verb
 from saepipe.config import RunConfig
 from saepipe.contest import in_turns
@@ -61,7 +60,7 @@ def _figure(config: RunConfig, name: str, seconds: dict[str, list[float]], bar: 
         name,
         [grid / run for grid, run in zip(seconds["grid"], seconds["run"], strict=True)],
         {f"{side}_tokens_per_s": rate for side, rate in rates.items()},
-        at_most=bar if promised(config) else None,
+        at_most=bar,
         told=f"{speed(rates['grid'])}, of all points; the run: {rates['run']:,.0f} tokens/s",
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from saepipe.bench_figure import Figure
 from saepipe.bench_store import LARGER, WIDTH, of_random_rows, synthetic
-from saepipe.config import BenchConfig, RunConfig, StreamConfig
+from saepipe.config import RunConfig, StreamConfig
 from saepipe.errors import UserError
 from saepipe.shard import DTYPES
 from saepipe.store import Store
@@ -31,7 +31,6 @@ def measure(config: RunConfig, folder: Path) -> list[Figure]:
     """
     if not STATUS.exists():
         raise UserError("bench.parts=memory needs /proc/self/status, which only Linux has; leave memory out")
-    enough = config.bench.gb >= BenchConfig.gb
     item, figures, growths = DTYPES[config.store.dtype].itemsize, [], []
     for gb in (config.bench.gb, LARGER * config.bench.gb):
         store = synthetic(config, folder, gb)
@@ -42,12 +41,11 @@ def measure(config: RunConfig, folder: Path) -> list[Figure]:
                 f"stream, memory over the window's bytes, {gb:g} GB store",
                 [grown / window for grown in growths[-1]],
                 {"window_bytes": window, "rows": store.rows},
-                at_most=1.2 if enough else None,
+                at_most=1.2,
             )
         )
     name = f"stream, memory of a {LARGER} times larger store over the first's"
-    ratios, bar = [b / a for a, b in zip(*growths, strict=True)], 1.05 if enough else None
-    return [*figures, Figure(name, ratios, {}, at_most=bar)]
+    return [*figures, Figure(name, [b / a for a, b in zip(*growths, strict=True)], {}, at_most=1.05)]
 
 
 def _grown(config: RunConfig, store: Store) -> int:

@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 
 PROMISED = {"d_in": 512, "d_sae": 4096, "batch_tokens": 2048, "k": 32}
 """Keys of the bench group at which the bars hold."""
-STEPS_PARTS = {"step", "train", "start", "grid", "ranks"}
-"""Parts of the bench whose bars these are."""
 N_BATCHES = 4
 """Batches that contestants take in turn."""
 _PRODUCT, _OURS = "product", "saepipe"
@@ -203,7 +201,6 @@ def _figures(
     l0: dict[str, float],
 ) -> Iterator[Figure]:
     """Make figures of the seconds of each turn."""
-    kept = promised(config)
 
     def over(name: str) -> list[float]:
         return [theirs / mine for theirs, mine in zip(seconds[name], seconds[_OURS], strict=True)]
@@ -218,7 +215,7 @@ def _figures(
     others = [name for name in seconds if name not in (_PRODUCT, _OURS)]
     for name in others:
         theirs = _speed(task, seconds[name], peaks[name], l0[name])
-        bar = case.bars.get(name) if kept else None
+        bar = case.bars.get(name)
         yield Figure(
             f"step, {case.name}, tokens/s over {name}",
             over(name),
@@ -228,12 +225,11 @@ def _figures(
         )
     if others and not math.isnan(peaks[_OURS]):
         best = min(others, key=lambda name: peaks[name])
-        bar = 1.0 if kept else None
         yield Figure(
             f"step, {case.name}, memory over the best peer's ({best})",
             [peaks[_OURS] / peaks[best]],
             {"peak_bytes": peaks[_OURS], "peer_peak_bytes": peaks[best]},
-            at_most=bar,
+            at_most=1.0,
             told=f"{peaks[_OURS] / 1e6:,.0f} MB over {peaks[best] / 1e6:,.0f} MB",
         )
 

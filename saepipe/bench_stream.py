@@ -12,7 +12,7 @@ import torch
 
 from saepipe.bench_figure import Figure, speed
 from saepipe.bench_store import LARGER, WIDTH, of_random_rows, shard_files, synthetic
-from saepipe.config import BenchConfig, RunConfig
+from saepipe.config import RunConfig
 from saepipe.shard import DTYPES, raw
 from saepipe.store import Store
 from saepipe.stream import Batch, Stream
@@ -39,15 +39,14 @@ def measure(config: RunConfig, folder: Path) -> list[Figure]:
     with closing(stream.iterate()) as batches:  # an epoch in the midst of others, with windows that are used again
         next(batches)
         warm = [pair(_timed(plain.read), _timed(lambda: _take(batches, stream))) for _ in rounds]
-    enough = config.bench.gb >= BenchConfig.gb
-    figures = [_figure("from the page cache", warm, 0.3, store, enough=enough)]
+    figures = [_figure("from the page cache", warm, 0.3, store)]
     if hasattr(os, "posix_fadvise"):
         cold = [pair(plain.cold(plain.read), plain.cold(lambda: _first_epoch(stream))) for _ in rounds]
-        figures.append(_figure("from the disk", cold, 0.9, store, enough=enough))
+        figures.append(_figure("from the disk", cold, 0.9, store))
     return figures
 
 
-def _figure(way: str, found: list[tuple[float, float]], bar: float, store: Store, *, enough: bool) -> Figure:
+def _figure(way: str, found: list[tuple[float, float]], bar: float, store: Store) -> Figure:
     plain, streamed = (statistics.median(side) for side in zip(*found, strict=True))
     gb = store.plan.total_bytes / store.rows / 1e9
     return Figure(
@@ -60,7 +59,7 @@ def _figure(way: str, found: list[tuple[float, float]], bar: float, store: Store
             "sequential_gb_per_s": plain * gb,
             "rows": store.rows,
         },
-        at_least=bar if enough else None,
+        at_least=bar,
         told=speed(streamed),
     )
 

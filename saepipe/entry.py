@@ -6,7 +6,6 @@ a wrong value is refused before any model, device or file is touched.
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +17,6 @@ from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -30,19 +27,11 @@ from saepipe import durable, grid
 from saepipe.composition_errors import CONF, keys_of, known_keys, sentence, unknown_key
 from saepipe.config import RunConfig
 from saepipe.errors import UserError
+from saepipe.overrides import arguments, parsed, quoted
 from saepipe.stopping import GOES_ON
 
 _SHARED = "hydra.job.config.override_dirname.exclude_keys"
 """Where Hydra keeps which keys are none of a sweep's point."""
-_OPEN = ("grid", "slurm.stages.", "slurm.environment.", "slurm.sbatch_args.")
-"""What keys begin with that are nowhere written down, which Hydra wants to be told with two plus signs."""
-_TAKEN_APART = re.compile(
-    r"""["'].*["']|[\[{].*|(bool|choice|extend_list|float|glob|int|interval|json_str|range|shuffle|sort|str|tag)\(.*""",
-    re.DOTALL,
-)
-"""Values that Hydra's grammar takes apart itself: what is quoted, lists, dictionaries and its functions."""
-_PLAIN_LIST = re.compile(r"""\[([^][{}()'"$]*)\]""")
-"""A list whose items are as they are meant, such as the folders of runs."""
 _GROUP_VALUE = "a group such as sae, model or logger takes the name of one of its files, e.g. sae=topk, not"
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
@@ -71,7 +60,7 @@ def main(verb: str, function: Callable[[RunConfig], object]) -> None:
             if _among_ranks() or "SUBMITIT_EXECUTOR" in os.environ:
                 refuse(failed[-1])
 
-    sys.argv[1:] = _arguments(sys.argv[1:])
+    sys.argv[1:] = arguments(sys.argv[1:])
     sys.argv[1:] += _not_swept(sys.argv[1:])
     try:
         with polite_end():
@@ -121,7 +110,7 @@ def load_config(verb: str, overrides: Sequence[str] = (), *, point: str | None =
     """
     try:
         with initialize_config_dir(str(CONF), version_base="1.3", job_name=verb):
-            return _typed(compose(verb, [_quoted(override) for override in overrides]), overrides, point=point)
+            return _typed(compose(verb, [quoted(override) for override in overrides]), overrides, point=point)
     except (HydraException, OmegaConfBaseException) as error:  # some of which are ValueErrors
         raise UserError(sentence(error)) from None
     except ValueError as error:
@@ -231,33 +220,6 @@ def _typed(composed: DictConfig, overrides: Iterable[str], point: str | None) ->
     return config
 
 
-def _arguments(given: Sequence[str]) -> list[str]:
-    """Put flags first: argparse, which Hydra uses, takes no `-m` between two overrides."""
-    flags = [argument for argument in given if argument in ("-m", "--multirun", "-h", "--help")]
-    return [*flags, *(_quoted(argument) for argument in given if argument not in flags)]
-
-
-def _quoted(override: str) -> str:
-    """Quote a value that Hydra's grammar would trip over, such as the folder of a sweep's point, `runs/x/sae.k=16`."""
-    key, equals, value = override.partition("=")
-    if key.startswith(_OPEN):
-        return f"++{override}"
-    if plain := _PLAIN_LIST.fullmatch(value):
-        return f"{key}=[{','.join(_quoted_text(item.strip()) for item in plain[1].split(','))}]"
-    if not equals or _TAKEN_APART.fullmatch(value):
-        return override
-    return f"{key}={_quoted_text(value)}"
-
-
-def _quoted_text(value: str) -> str:
-    """Put quotation marks around what the grammar would not take for a text, but for a comma, which makes a sweep."""
-    if "=" not in value and not re.search(r"[^\w./:+*\\@%?|,$-]", value, re.ASCII):
-        return value
-    # Before a quotation mark, the grammar reads two backslashes as one; elsewhere each is itself
-    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-    return f"'{escaped}'"
-
-
 def _architecture_config(values: Any) -> Any:
     """Check the `sae` group against its architecture's own dataclass."""
     from saepipe import saes  # imports torch: here, so that --help and a typo in a key do not wait for it
@@ -291,11 +253,6 @@ def _point(overrides: Sequence[str]) -> str | None:
         return None
     shared = set(hydra.job.config.override_dirname.exclude_keys)
     return point_name(text for text in overrides if text.lstrip("+").split("=")[0] not in shared)
-
-
-def parsed(overrides: Sequence[str]) -> list[Override]:
-    """Parse overrides as Hydra does."""
-    return OverridesParser.create().parse_overrides([_quoted(override) for override in overrides])
 
 
 def point_name(chosen: Iterable[str]) -> str | None:

@@ -67,7 +67,6 @@ FEW = 0.02
 time for each active latent, dense products for each latent (docs/training.md has a table)."""
 _SAMPLED = 2**20
 """Pre-activations up to which all are counted, not a sample."""
-_SAMPLE_STEPS = (257, 263)  # primes, of which one does not divide d_sae, so that a sample does not keep to some latents
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def few(values: Float[Tensor, "token d_sae"], least: float | Float[Tensor, " d_s
     if values.device.type != "cpu" or torch.compiler.is_compiling():
         return None
     values = values.detach()
-    step = 1 if values.numel() <= _SAMPLED else _SAMPLE_STEPS[values.shape[1] % _SAMPLE_STEPS[0] == 0]
+    step = _sample_step(values)
     sample, theirs = values.flatten()[::step], least
     if isinstance(theirs, Tensor):
         theirs = theirs[torch.arange(0, values.numel(), step) % len(theirs)]
@@ -125,6 +124,13 @@ def few(values: Float[Tensor, "token d_sae"], least: float | Float[Tensor, " d_s
         return None
     above = (values <= least).logical_not_()
     return Entries.at(values, above.flatten().nonzero().squeeze(1))
+
+
+def _sample_step(values: Tensor) -> int:
+    """Choose a prime that does not divide d_sae, so that a sample does not keep to some latents."""
+    if values.numel() <= _SAMPLED:
+        return 1
+    return 257 if values.shape[1] % 257 else 263
 
 
 def scaled(

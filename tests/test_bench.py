@@ -245,6 +245,25 @@ def test_what_was_measured_until_an_interruption_is_told_and_written(
     assert [figure["value"] for figure in json.loads(out.read_text())["figures"]] == [3.0]
 
 
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        *((part, "bench.batch_tokens=64") for part in ("step", "train", "start", "grid", "ranks")),
+        *(("cache", "bench.tokens=16383"), ("stream", "bench.gb=0.9"), ("memory", "bench.gb=0.9")),
+    ],
+)
+def test_promises_are_judged_at_their_sizes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, key: str
+) -> None:
+    from saepipe import bench as module
+
+    keys = ["trainer.accelerator=cpu", f"bench.parts=[{part}]", f"bench.dir={tmp_path}/x"]
+    monkeypatch.setattr(module, "_part", lambda _: lambda *_: [Figure("wit", [3.0], {}, at_least=4.0)])
+    for more, bar, met in (([], "at least 4", False), ([key], "", None)):
+        (figure,) = bench(entry.load_config("bench", [*keys, *more]))["figures"]
+        assert (figure["bar"], figure["met"]) == (bar, met)
+
+
 def test_another_machines_values_stand_beside_these(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

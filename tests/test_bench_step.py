@@ -60,11 +60,18 @@ def test_tokens_memory_and_the_product_are_compared(tmp_path: Path, monkeypatch:
     assert memory.met is False
 
 
-def test_bars_are_for_their_sizes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_measured_at_the_l0_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ["bench.d_in=16", "bench.d_sae=64", "bench.batch_tokens=32", "bench.k=4"]
     found = figures(tmp_path, monkeypatch, "bench.peers=true", "bench.architectures=[gated]", *small)
-    assert {figure.bar for figure in found.values()} == {""}
     assert "step, gated at L0 4, tokens/s over SAELens" in found
+
+
+@pytest.mark.parametrize(
+    "key", ["bench.d_in=16", "bench.d_sae=64", "bench.k=4", "trainer.precision=bf16-mixed", "train.compile=true"]
+)
+def test_promises_are_for_their_sizes_alone(key: str) -> None:
+    assert bench_step.promised(entry.load_config("bench", ["trainer.accelerator=cpu"]))
+    assert not bench_step.promised(entry.load_config("bench", ["trainer.accelerator=cpu", key]))
 
 
 def test_where_the_system_tells_no_memory_none_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

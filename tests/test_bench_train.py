@@ -15,7 +15,7 @@ def test_a_job_says_when_its_first_step_was_done_and_then_times_its_turns(monkey
     now, answers = [100.0], []
     monkeypatch.setattr(bench_train, "_now", lambda: now[0])
     monkeypatch.setattr("sys.stdin", io.StringIO('{"steps": 3}\n{"steps": 2}\n'))
-    turns = _Turns(answers.append, imported=98.0)
+    turns = _Turns(answers.append, began=98.0)
 
     def steps(count: int, seconds: float) -> None:
         for _ in range(count):
@@ -48,7 +48,7 @@ def test_its_threads_do_nothing_while_it_waits(monkeypatch: pytest.MonkeyPatch) 
 
     waiting, go_on, read = threading.Event(), threading.Event(), threading.Event()
     monkeypatch.setattr("sys.stdin", Told())
-    turns = _Turns(lambda _: None, imported=0.0)
+    turns = _Turns(lambda _: None, began=0.0)
     turns.before_step()
     turns.before_block()  # in its own turn it does not wait
     waits = threading.Thread(target=turns.before_step)

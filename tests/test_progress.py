@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from saepipe.progress import bar
+from saepipe.progress import bar, hidden
 
 
 def test_it_shows_rate_and_time_left_and_is_quiet_in_a_log(capfd: pytest.CaptureFixture[str]) -> None:
@@ -16,6 +16,14 @@ def test_it_shows_rate_and_time_left_and_is_quiet_in_a_log(capfd: pytest.Capture
     assert "tok/s" in said
     assert "1.00k/1.00k" in said
     assert said.count("\r") <= 3  # the beginning and the end; no line for every update
+
+
+def test_none_is_shown_while_they_are_hidden(capfd: pytest.CaptureFixture[str]) -> None:
+    with hidden():
+        bar("train", 10).close()
+    assert capfd.readouterr().err == ""
+    bar("train", 10).close()
+    assert "train" in capfd.readouterr().err
 
 
 HIDDEN = "from saepipe import progress\nprogress.hide()\nprogress.bar('cache', 10).close()"

@@ -17,7 +17,7 @@ from saepipe.saes.ranked import Kept, RankedConfig, RankedSAE
 
 _DIGIT_BITS = 11
 _DIGITS = 2**_DIGIT_BITS
-_SAMPLE_STEP = 257  # a prime, so that a sample of the batch does not keep to some latents
+_SAMPLE_STEP = 257  # a prime: unless it divides d_sae, a sample does not keep to some latents; what is found is exact
 
 
 @dataclass
